@@ -1,0 +1,72 @@
+"""Canonical JSON: one byte string for one value, so that a digest over it means something.
+
+Keys sorted, no white space, UTF-8 without escapes, no floats (their text differs between writers: a decimal that
+matters is stored as a string), no duplicate keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from weft_registry.errors import InvalidInputError
+
+Json: TypeAlias = "bool | int | str | Sequence[Json] | Mapping[str, Json] | None"
+
+MAX_DEPTH = 32
+
+
+def dumps(value: Json) -> bytes:
+    """The canonical bytes of `value`. Raises `InvalidInputError` for a float, a non-string key or deep nesting."""
+    _check(value, "", 0)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def loads(data: bytes, what: str) -> dict[str, Any]:
+    """Parses one JSON object, strictly. `what` names the document in errors.
+
+    Raises `InvalidInputError` for bytes that are not UTF-8 JSON, duplicate keys, floats, deep nesting, or a document
+    that is not an object.
+    """
+
+    def no_float(text: str) -> Any:
+        raise InvalidInputError(f"{what}: the number {text} is not an integer; decimals are stored as strings")
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, item in pairs:
+            if key in result:
+                raise InvalidInputError(f"{what}: the key {key!r} appears twice")
+            result[key] = item
+        return result
+
+    try:
+        value = json.loads(
+            data.decode("utf-8"), parse_float=no_float, parse_constant=no_float, object_pairs_hook=no_duplicates
+        )
+    except (UnicodeDecodeError, ValueError) as error:
+        raise InvalidInputError(f"{what}: not UTF-8 JSON: {error}") from error
+    except RecursionError as error:
+        raise InvalidInputError(f"{what}: nested too deeply") from error
+    if not isinstance(value, dict):
+        raise InvalidInputError(f"{what}: the document is a {type(value).__name__}, not an object")
+    _check(value, what, 0)
+    return value
+
+
+def _check(value: Any, path: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise InvalidInputError(f"{path[:80]}: nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, float):
+        raise InvalidInputError(f"{path}: {value!r} is a float; decimals are stored as strings")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InvalidInputError(f"{path}: the key {key!r} is not a string")
+            _check(item, f"{path}.{key}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check(item, f"{path}[{index}]", depth + 1)
+    elif value is not None and not isinstance(value, str | int | bool):
+        raise InvalidInputError(f"{path}: {type(value).__name__} has no place in canonical JSON")
