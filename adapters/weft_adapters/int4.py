@@ -101,8 +101,8 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x @ W^T + bias`, in the dtype of `x` (..., K) -> (..., N)."""
-        y: Tensor = _FrozenProduct.apply(x, self.int4)
-        bias = self.bias
+        y: Tensor = _FrozenProduct.apply(x, self.int4)  # type: ignore[no-untyped-call]
+        bias: Tensor | None = self._buffers["bias"]
         return y if bias is None else y + bias.to(y.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Int4Linear:
