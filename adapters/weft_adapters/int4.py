@@ -19,11 +19,11 @@ from torch import Tensor, nn
 class Int4Weight:
     """One quantized linear weight. Immutable: merging makes a new one that shares `codes_NH` and `scale_NG`."""
 
-    codes_NH: Tensor  # noqa: N815
+    codes_NH: Tensor
     """uint8 (N, K / 2): two codes a byte, the even input in the low four bits."""
-    scale_NG: Tensor  # noqa: N815
+    scale_NG: Tensor
     """float16 (N, G)."""
-    minimum_NG: Tensor  # noqa: N815
+    minimum_NG: Tensor
     """float16 as imported, float32 when merged (N, G)."""
 
     @property

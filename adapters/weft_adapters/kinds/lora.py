@@ -1,0 +1,33 @@
+"""LoRA: `y = W x + s B A x` (Hu et al. 2021, arXiv:2106.09685, eq. 3), rsLoRA scaling included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from weft_adapters.int4 import Int4Weight
+from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite
+from weft_adapters.kinds.low_rank import low_rank_factors, pack_low_rank
+from weft_registry.kinds.lora import LoraSchema
+from weft_registry.kinds.low_rank import LowRankParams
+
+
+class Lora(Kind[LowRankParams]):
+    """LoRA over any subset of the base's linear modules, ranks free to differ."""
+
+    schema = LoraSchema()
+    mergeable = True
+
+    def pack(self, adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> LinearPack | None:
+        """See `Kind.pack`."""
+        return pack_low_rank(adapters, site, lambda params: 1)
+
+    def overlay(self, module: str, weight: Int4Weight, adapter: Adapter[LowRankParams]) -> Tensor | None:
+        """`W + s B A`, dense: rounding to the int4 grid would destroy the delta, which is below the grid's step."""
+        factors = low_rank_factors(adapter, module)
+        if factors is None:
+            return None
+        a_rK, b_Nr, scaling = factors
+        return weight.dequantize().addmm_(b_Nr.float(), a_rK.float(), alpha=scaling)

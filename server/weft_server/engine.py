@@ -1,0 +1,192 @@
+"""What an engine is: token ids in, token ids out, each request through its own adapter.
+
+An engine knows no text, no names and no registry. Requests reach it through `submit` and leave as events; adapters
+reach it already verified, as directories to bind. Both the embedded torch engine and vLLM's are behind this protocol.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from weft_registry.errors import WeftError
+from weft_registry.manifest import Manifest
+
+
+class AdapterHandle(Protocol):
+    """An adapter that an engine holds."""
+
+    @property
+    def digest(self) -> str:
+        """The version's digest."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it takes in the engine."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 keeps every token."""
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One completion to compute. Already validated; `adapter` stays leased until the engine's last event."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    adapter: AdapterHandle | None
+    sampling: Sampling
+    max_new_tokens: int
+    min_new_tokens: int
+    stop_token_ids: frozenset[int]
+    logprobs: int | None
+    """How many of the most likely tokens to report at each position; None for no log-probabilities at all."""
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, before temperature and truncation."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+    """(token id, log-probability), most likely first."""
+
+
+class FinishReason(enum.Enum):
+    """Why a completion ended."""
+
+    LENGTH = "length"
+    EOS_TOKEN = "eos_token"
+    STOP_SEQUENCE = "stop_sequence"
+    TIME_LIMIT = "time_limit"
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One new token. A stop token is reported like any other, before the finish event."""
+
+    request_id: str
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+@dataclass(frozen=True)
+class FinishEvent:
+    """The last event of a request that ended by itself."""
+
+    request_id: str
+    reason: FinishReason
+
+
+@dataclass(frozen=True)
+class FailEvent:
+    """The last event of a request that failed, or that was cancelled (no error)."""
+
+    request_id: str
+    error: WeftError | None
+
+
+EngineEvent = TokenEvent | FinishEvent | FailEvent
+Deliver = Callable[[Sequence[EngineEvent]], None]
+"""Called from the engine's own thread, once a step at most, with that step's events in order."""
+
+
+@dataclass(frozen=True)
+class MergeOutcome:
+    """What a merge took."""
+
+    overlay_bytes: int
+    build_s: float
+    switch_s: float
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine is and can do."""
+
+    name: str
+    device: str
+    dtype: str
+    context_length: int
+    vocabulary_size: int
+    max_batch_size: int
+    kinds: tuple[str, ...]
+    mergeable_kinds: tuple[str, ...]
+
+
+class Engine(Protocol):
+    """One base model in memory, computing. Every method may be called from any thread."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it is; constant."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is computing: started, and neither closed nor dead."""
+        ...
+
+    def start(self, deliver: Deliver) -> None:
+        """Starts computing."""
+        ...
+
+    def close(self) -> None:
+        """Fails what is running with `UnavailableError` and stops."""
+        ...
+
+    def bind(self, directory: Path, manifest: Manifest, digest: str) -> AdapterHandle:
+        """Reads an artifact into memory, completely or not at all. Slow: call it from a worker thread.
+
+        Raises what `weft_adapters.binding.bind` raises, and `UnsupportedError` for a kind it does not serve.
+        """
+        ...
+
+    def release(self, adapter: AdapterHandle) -> None:
+        """Forgets an adapter that no request uses any more and that is not merged."""
+        ...
+
+    def context_room(self, adapter: AdapterHandle | None) -> int:
+        """Tokens, prompt and completion together, that a request with this adapter may have."""
+        ...
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queues a request. Raises `ExhaustedError` if it can never fit, or the queue is full."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Frees a request at the next step; its last event is a `FailEvent` without error. Unknown ids are ignored:
+        the request may just have ended."""
+        ...
+
+    def merge(self, adapter: AdapterHandle) -> MergeOutcome:
+        """Merges one adapter into the base's weights, in place of any other. Blocks until it is swapped in."""
+        ...
+
+    def unmerge(self) -> float:
+        """Drops the merged weights; answers the seconds of the swap. Raises `PreconditionError` if there are none."""
+        ...
+
+    @property
+    def merged(self) -> AdapterHandle | None:
+        """The merged adapter."""
+        ...
+
+    @property
+    def overlay_bytes(self) -> int:
+        """Bytes of the merged weights."""
+        ...

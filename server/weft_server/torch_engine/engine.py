@@ -1,0 +1,331 @@
+"""The embedded engine: one thread that schedules, runs, samples and emits, step after step.
+
+Everything that the step thread owns (scheduler, cache, packs, the overlay in use) is touched by it alone. Other
+threads leave messages: new requests, cancellations, and small actions to be done between two steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from weft_adapters.base.load import StoredBase
+
+from weft_adapters.binding import bind
+from weft_adapters.kinds import KINDS
+from weft_adapters.kinds.kind import Adapter
+from weft_registry.errors import ExhaustedError, PreconditionError, UnavailableError, WeftError
+from weft_registry.manifest import Manifest
+from weft_server.engine import (
+    AdapterHandle,
+    Deliver,
+    EngineEvent,
+    EngineInfo,
+    EngineRequest,
+    FailEvent,
+    FinishEvent,
+    MergeOutcome,
+    TokenEvent,
+)
+from weft_server.torch_engine.assemble import assemble
+from weft_server.torch_engine.decoder import Decoder
+from weft_server.torch_engine.deltas import ActiveAdapters
+from weft_server.torch_engine.kernels import KernelFactory
+from weft_server.torch_engine.kv_cache import CacheShape, KvCache
+from weft_server.torch_engine.merging import build_overlay
+from weft_server.torch_engine.overlay import Overlay
+from weft_server.torch_engine.sampling import sample
+from weft_server.torch_engine.scheduler import Scheduler
+from weft_server.torch_engine.sequence import Sequence
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TorchEngineOptions:
+    """How the engine uses the machine."""
+
+    device: torch.device
+    dtype: torch.dtype
+    copies: bool
+    """Keep a packed bfloat16 copy of the base beside the int4 one (CPU): faster batches for more memory."""
+    max_batch_size: int
+    max_prefill_tokens: int
+    """Prompt tokens of one step, beyond the first prompt."""
+    max_waiting: int
+    """Requests in the queue before new ones are refused."""
+    kv_bytes: int
+    overlay_bytes: int
+
+
+class TorchEngine:
+    """Implements `weft_server.engine.Engine`."""
+
+    def __init__(self, base: StoredBase, options: TorchEngineOptions) -> None:
+        self._base = base
+        self._options = options
+        with torch.inference_mode():
+            self._decoder = Decoder(base, KernelFactory(options.device, options.dtype, options.copies))
+        config = base.config
+        shape = CacheShape(config.num_layers, config.num_kv_heads, config.head_dim, options.dtype, options.device)
+        self._cache: KvCache[Sequence] = KvCache(shape, options.kv_bytes)
+        self._scheduler = Scheduler(
+            self._cache, max_batch_size=options.max_batch_size, max_prefill_tokens=options.max_prefill_tokens
+        )
+        self._active = ActiveAdapters()
+        self._overlay: Overlay | None = None
+        self._inbox: deque[Sequence | str | Callable[[], None]] = deque()
+        """New sequences, ids to cancel, and actions, in order of arrival."""
+        self._wake = threading.Condition()
+        self._closing = False
+        self._queued = 0
+        """Sequences submitted and not yet in the batch, as `submit` counts them."""
+        self._merging = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `Engine`."""
+        config = self._base.config
+        return EngineInfo(
+            name="torch",
+            device=str(self._options.device),
+            dtype=str(self._options.dtype).removeprefix("torch."),
+            context_length=config.context_length,
+            vocabulary_size=config.vocab_size,
+            max_batch_size=self._options.max_batch_size,
+            kinds=tuple(KINDS),
+            mergeable_kinds=tuple(name for name, kind in KINDS.items() if kind.mergeable),
+        )
+
+    @property
+    def alive(self) -> bool:
+        """See `Engine`."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of the base's weights in memory, copies included."""
+        return self._decoder.size_bytes
+
+    def start(self, deliver: Deliver) -> None:
+        """See `Engine`."""
+        self._thread = threading.Thread(target=self._run, args=(deliver,), name="weft-step", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """See `Engine`."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def bind(self, directory: Path, manifest: Manifest, digest: str) -> Adapter[Any]:
+        """See `Engine`."""
+        with torch.inference_mode():
+            return bind(
+                directory,
+                manifest,
+                self._base.spec,
+                dtype=self._options.dtype,
+                device=self._options.device,
+                digest=digest,
+            )
+
+    def release(self, adapter: AdapterHandle) -> None:
+        """See `Engine`."""
+        digest = adapter.digest
+        self._post(lambda: self._active.forget(digest))
+
+    def context_room(self, adapter: AdapterHandle | None) -> int:
+        """See `Engine`."""
+        prefix = None
+        if adapter is not None:
+            bound = _bound(adapter)
+            prefix = bound.kind.key_values(bound)
+        return self._base.config.context_length - (prefix.length if prefix else 0)
+
+    def submit(self, request: EngineRequest) -> None:
+        """See `Engine`."""
+        sequence = Sequence(request, None if request.adapter is None else _bound(request.adapter))
+        cost, limit = self._cache.cost(sequence.most_tokens), self._cache.limit_bytes
+        if cost > limit:
+            raise ExhaustedError(
+                f"the request may reach {sequence.most_tokens} tokens, whose keys and values take {cost} bytes; the "
+                f"server has {limit} for all requests: ask for fewer new tokens, or raise --kv-memory",
+                reason="KV_MEMORY",
+                metadata={"needed_bytes": str(cost), "limit_bytes": str(limit)},
+            )
+        with self._wake:
+            if self._closing:
+                raise UnavailableError("the server is stopping")
+            if self._queued >= self._options.max_waiting:
+                raise ExhaustedError(
+                    f"{self._queued} requests are waiting, the most this server queues: come back later",
+                    reason="QUEUE_FULL",
+                    metadata={"limit": str(self._options.max_waiting)},
+                    retry_after_s=1.0,
+                )
+            self._queued += 1
+            self._inbox.append(sequence)
+            self._wake.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """See `Engine`."""
+        self._post(request_id)
+
+    @property
+    def merged(self) -> AdapterHandle | None:
+        """See `Engine`."""
+        overlay = self._overlay
+        return overlay.adapter if overlay else None
+
+    @property
+    def overlay_bytes(self) -> int:
+        """See `Engine`."""
+        overlay = self._overlay
+        return overlay.size_bytes if overlay else 0
+
+    def merge(self, adapter: AdapterHandle) -> MergeOutcome:
+        """See `Engine`."""
+        with self._merging:
+            begin = time.perf_counter()
+            # The overlay in use stays until the new one is ready, so both must fit.
+            room = self._options.overlay_bytes - self.overlay_bytes
+            overlay = build_overlay(self._base, self._decoder, _bound(adapter), limit_bytes=room)
+            build_s = time.perf_counter() - begin
+            return MergeOutcome(overlay.size_bytes, build_s, self._swap(overlay))
+
+    def unmerge(self) -> float:
+        """See `Engine`."""
+        with self._merging:
+            if self._overlay is None:
+                raise PreconditionError("no adapter is merged", reason="NOT_MERGED")
+            return self._swap(None)
+
+    def _swap(self, overlay: Overlay | None) -> float:
+        def assign() -> float:
+            begin = time.perf_counter()
+            self._overlay = overlay
+            return time.perf_counter() - begin
+
+        return self._between_steps(assign)
+
+    def _between_steps(self, action: Callable[[], _T]) -> _T:
+        """Has the step thread do something small between two steps, and waits for it."""
+        done: Future[_T] = Future()
+
+        def act() -> None:
+            done.set_result(action())
+
+        with self._wake:
+            if self._closing or self._thread is None:
+                raise UnavailableError("the engine is not running")
+            self._inbox.append(act)
+            self._wake.notify()
+        return done.result()
+
+    def _post(self, message: str | Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(message)
+            self._wake.notify()
+
+    # The step thread.
+
+    def _run(self, deliver: Deliver) -> None:
+        try:
+            self._loop(deliver)
+        except Exception as error:
+            # Nothing may leave a caller waiting for a thread that is gone.
+            _log.exception("the step thread died")
+            with self._wake:
+                self._closing = True
+                left = [message for message in self._inbox if isinstance(message, Sequence)]
+            failure = UnavailableError(f"the engine stopped: {error}", reason="ENGINE_DIED")
+            deliver([FailEvent(s.request.request_id, failure) for s in (*self._scheduler.drain(), *left)])
+            raise
+
+    @torch.inference_mode()
+    def _loop(self, deliver: Deliver) -> None:
+        while True:
+            with self._wake:
+                while not self._inbox and self._scheduler.idle and not self._closing:
+                    self._wake.wait()
+                messages, closing = list(self._inbox), self._closing
+                self._inbox.clear()
+            events = self._receive(messages)
+            if closing:
+                stopping = UnavailableError("the server is stopping")
+                events += [FailEvent(s.request.request_id, stopping) for s in self._scheduler.drain()]
+                deliver(events)
+                return
+            events += self._step()
+            if events:
+                deliver(events)
+
+    def _receive(self, messages: list[Sequence | str | Callable[[], None]]) -> list[EngineEvent]:
+        events: list[EngineEvent] = []
+        for message in messages:
+            if isinstance(message, Sequence):
+                self._scheduler.add(message)
+            elif isinstance(message, str):
+                if self._scheduler.remove(message) is not None:
+                    events.append(FailEvent(message, None))
+            else:
+                message()
+        return events
+
+    def _step(self) -> list[EngineEvent]:
+        """Schedule, run, sample, emit."""
+        plan = self._scheduler.schedule()
+        with self._wake:
+            self._queued = self._scheduler.waiting_count + sum(isinstance(m, Sequence) for m in self._inbox)
+        sequences = plan.sequences
+        if not sequences:
+            return []
+        try:
+            overlay = self._overlay
+            step, sequences = assemble(plan, self._active, overlay, self._options.device)
+            logits_SV = self._decoder.forward(step, self._active, overlay)
+            sampled = sample(logits_SV, sequences)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, MemoryError) as error:
+            # Whatever went wrong inside a step, the requests in it must hear of it and the server must go on.
+            _log.exception("a step of %d requests failed", len(sequences))
+            failure = WeftError(f"the engine failed in a step: {error}", reason="STEP_FAILED")
+            return [self._fail(sequence, failure) for sequence in sequences]
+        events: list[EngineEvent] = []
+        for sequence, choice in zip(sequences, sampled, strict=True):
+            sequence.cached += len(sequence.request.token_ids) if not sequence.generated else 1
+            if choice.token_id is None:
+                who = f"adapter {sequence.adapter.digest}" if sequence.adapter else "the base model"
+                failure = WeftError(f"{who} produced numbers that are not finite", reason="NOT_FINITE")
+                events.append(self._fail(sequence, failure))
+                continue
+            sequence.generated.append(choice.token_id)
+            request_id = sequence.request.request_id
+            events.append(TokenEvent(request_id, choice.token_id, choice.logprobs))
+            reason = sequence.finish_reason()
+            if reason is not None:
+                self._scheduler.remove(request_id)
+                events.append(FinishEvent(request_id, reason))
+        return events
+
+    def _fail(self, sequence: Sequence, error: WeftError) -> FailEvent:
+        sequence.failed = True
+        self._scheduler.remove(sequence.request.request_id)
+        return FailEvent(sequence.request.request_id, error)
+
+
+def _bound(adapter: AdapterHandle) -> Adapter[Any]:
+    assert isinstance(adapter, Adapter), "a handle of another engine"
+    return adapter

@@ -1,0 +1,210 @@
+"""How one linear site multiplies: the base's int4 weight, in the form that this device and dtype are fastest at.
+
+Legend: T rows, K inputs, N outputs, G groups, g inputs a group.
+
+| dtype, device | form |
+|---|---|
+| float32 | the dense float32 weight: the parity mode, exact to float32 rounding |
+| bfloat16, CPU | torch's int4 kernel, and for batches a packed bfloat16 copy where memory allows |
+| bfloat16, CUDA | torch's tensor-core int4 kernel |
+| otherwise (a width no int4 kernel takes) | a dense bfloat16 weight |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weft_adapters.int4 import Int4Weight
+
+_INT4_GROUPS = (32, 64, 128, 256)
+# Rows up to which torch's CPU int4 kernel is at least as fast as the packed bfloat16 product. Measured on two cores
+# with AVX-512 bf16, for the four sites of a 135M model: equal at 1 to 2 rows, bfloat16 ahead from 4 on.
+_INT4_MAX_ROWS = 2
+_CUDA_INNER_K_TILES = 8
+
+
+class LinearKernel(Protocol):
+    """One linear site's product."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that this kernel holds and shares with no other."""
+        ...
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """`x W^T + bias` as a fresh (T, N), never a view of anything."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DenseKernel:
+    """A dense weight, as torch multiplies it."""
+
+    weight_NK: Tensor
+    bias_N: Tensor | None
+
+    @property
+    def size_bytes(self) -> int:
+        """See `LinearKernel`."""
+        return self.weight_NK.nbytes
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """See `LinearKernel`."""
+        return F.linear(x_TK, self.weight_NK, self.bias_N)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedKernel:
+    """A dense bfloat16 weight, reordered once for the CPU: about twice as fast as `DenseKernel`."""
+
+    packed: Tensor
+    bias_N: Tensor | None
+    size_bytes: int
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """See `LinearKernel`."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self.packed, self.bias_N, "none", [], "")
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class CpuInt4Kernel:
+    """torch's CPU int4 product; batches go to the bfloat16 copy if there is one.
+
+    torch's formula is `(code - 8) * scale + zero`, so `zero = minimum + 8 scale` maps our weight onto it.
+    """
+
+    packed: Tensor
+    scale_zero_GN2: Tensor
+    group_size: int
+    bias_N: Tensor | None
+    copy: PackedKernel | None
+
+    @property
+    def size_bytes(self) -> int:
+        """See `LinearKernel`."""
+        return self.packed.nbytes + self.scale_zero_GN2.nbytes + (self.copy.size_bytes if self.copy else 0)
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """See `LinearKernel`."""
+        if self.copy is not None and x_TK.shape[0] > _INT4_MAX_ROWS:
+            return self.copy(x_TK)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
+        return y if self.bias_N is None else y + self.bias_N
+
+    def shifted(self, weight: Int4Weight, shift_NG: Tensor) -> ShiftedKernel:
+        """The kernel of `weight`, which differs from this one's only by `shift` in its minima."""
+        merged = CpuInt4Kernel(self.packed, _scale_zero(weight), self.group_size, self.bias_N, None)
+        return ShiftedKernel(merged, self.copy, shift_NG.t().to(torch.bfloat16).contiguous(), self.group_size)
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftedKernel:
+    """A base kernel whose minima have moved: what a merged QA-LoRA adapter is.
+
+    The codes are shared with the base. Small batches use the moved zeros; larger ones use the identity
+
+        W' x = W x + shift pool(x),     pool the sum over each group
+
+    so that the base's bfloat16 copy serves merged weights too, and an overlay stays a sixteenth of the base.
+    """
+
+    merged: CpuInt4Kernel
+    copy: PackedKernel | None
+    shift_GN: Tensor
+    group_size: int
+
+    @property
+    def size_bytes(self) -> int:
+        """See `LinearKernel`: the codes and the copy are the base's."""
+        return self.merged.scale_zero_GN2.nbytes + self.shift_GN.nbytes
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """See `LinearKernel`."""
+        if self.copy is None or x_TK.shape[0] <= _INT4_MAX_ROWS:
+            return self.merged(x_TK)
+        pooled_TG = x_TK.view(x_TK.shape[0], -1, self.group_size).sum(-1)
+        return self.copy(x_TK).addmm_(pooled_TG, self.shift_GN)
+
+
+@dataclass(frozen=True, eq=False)
+class CudaInt4Kernel:
+    """torch's CUDA int4 product, of the same formula as the CPU's."""
+
+    packed: Tensor
+    scale_zero_GN2: Tensor
+    group_size: int
+    bias_N: Tensor | None
+
+    @property
+    def size_bytes(self) -> int:
+        """See `LinearKernel`."""
+        return self.packed.nbytes + self.scale_zero_GN2.nbytes
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """See `LinearKernel`."""
+        y = torch.ops.aten._weight_int4pack_mm(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
+        return y if self.bias_N is None else y + self.bias_N
+
+    def shifted(self, weight: Int4Weight, shift_NG: Tensor) -> CudaInt4Kernel:
+        """The same codes under `weight`'s minima."""
+        return CudaInt4Kernel(self.packed, _scale_zero(weight), self.group_size, self.bias_N)
+
+
+@dataclass(frozen=True)
+class KernelFactory:
+    """Chooses and builds kernels for one device and dtype."""
+
+    device: torch.device
+    dtype: torch.dtype
+    copies: bool
+    """Whether to keep a packed bfloat16 copy of each weight beside the int4 one (CPU)."""
+
+    def base(self, weight: Int4Weight, bias_N: Tensor | None) -> LinearKernel:
+        """The kernel of an int4 weight."""
+        n_out, n_in = weight.shape
+        if self.dtype != torch.bfloat16 or weight.group_size not in _INT4_GROUPS or n_out % 16:
+            return self.dense(weight.dequantize(self.dtype), bias_N)
+        bias_N = None if bias_N is None else bias_N.to(self.device, self.dtype)
+        if self.device.type == "cpu":
+            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes().int(), 1)
+            copy = self._packed(weight.dequantize(torch.bfloat16), bias_N) if self.copies else None
+            return CpuInt4Kernel(packed, _scale_zero(weight), weight.group_size, bias_N, copy)
+        if n_out % 8 or n_in % (_CUDA_INNER_K_TILES * 16):
+            return self.dense(weight.dequantize(self.dtype), bias_N)
+        # The CUDA packer wants the EVEN input in the HIGH four bits: the other way round from how we store it.
+        codes_NH = weight.codes_NH.to(self.device)
+        swapped_NH = (codes_NH << 4) | (codes_NH >> 4)
+        packed = torch.ops.aten._convert_weight_to_int4pack(swapped_NH, _CUDA_INNER_K_TILES)
+        return CudaInt4Kernel(packed, _scale_zero(weight).to(self.device), weight.group_size, bias_N)
+
+    def dense(self, weight_NK: Tensor, bias_N: Tensor | None) -> LinearKernel:
+        """The kernel of a dense weight of any dtype."""
+        weight_NK = weight_NK.to(self.device, self.dtype)
+        bias_N = None if bias_N is None else bias_N.to(self.device, self.dtype)
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            return self._packed(weight_NK, bias_N)
+        return DenseKernel(weight_NK, bias_N)
+
+    def overlay(self, base: LinearKernel, before: Int4Weight, merged: Int4Weight) -> LinearKernel:
+        """The kernel of `merged`, which has the codes and scales of `before`, the weight of `base`."""
+        if isinstance(base, CpuInt4Kernel | CudaInt4Kernel):
+            shift_NG = merged.minimum_NG.float() - before.minimum_NG.float()
+            return base.shifted(merged.to(self.device), shift_NG.to(self.device))
+        bias_N = base.bias_N if isinstance(base, DenseKernel | PackedKernel) else None
+        return self.dense(merged.dequantize(self.dtype), bias_N)
+
+    def _packed(self, weight_NK: Tensor, bias_N: Tensor | None) -> PackedKernel:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK, None)
+        return PackedKernel(packed, bias_N, weight_NK.nbytes)
+
+
+def _scale_zero(weight: Int4Weight) -> Tensor:
+    scale_NG = weight.scale_NG.float()
+    zero_NG = weight.minimum_NG.float() + 8 * scale_NG
+    return torch.stack((scale_NG.t(), zero_NG.t()), dim=-1).to(torch.bfloat16).contiguous()

@@ -1,0 +1,37 @@
+"""The stored weights of a linear site: its modules' weights, outputs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from weft_adapters.base.load import StoredBase
+
+from weft_adapters.int4 import Int4Weight
+from weft_adapters.kinds.kind import LinearSite
+
+
+def site_weight(base: StoredBase, site: LinearSite) -> Int4Weight:
+    """The modules' weights as one, their outputs side by side."""
+    return stack_weights([base.int4(module) for module in site.modules])
+
+
+def site_bias(base: StoredBase, site: LinearSite) -> Tensor | None:
+    """The modules' biases as one; zeros for a module without one; None when none has one."""
+    biases = [base.bias(module) for module in site.modules]
+    if all(bias is None for bias in biases):
+        return None
+    pairs = zip(biases, site.out_features, strict=True)
+    return torch.cat([torch.zeros(n_out) if bias is None else bias.float() for bias, n_out in pairs])
+
+
+def stack_weights(weights: Sequence[Int4Weight]) -> Int4Weight:
+    """One weight whose outputs are those of `weights` side by side."""
+    if len(weights) == 1:
+        return weights[0]
+    return Int4Weight(
+        torch.cat([weight.codes_NH for weight in weights]),
+        torch.cat([weight.scale_NG for weight in weights]),
+        torch.cat([weight.minimum_NG for weight in weights]),
+    )
