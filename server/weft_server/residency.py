@@ -167,10 +167,10 @@ class Residency:
 
     async def _resolve(self, reference: str) -> Version:
         parsed = Reference.parse(reference)
-        if parsed.digest and parsed.label is None and (entry := self._entries.get(parsed.digest)):
+        known = self._entries.get(parsed.digest) if parsed.digest and parsed.label is None else None
+        if known is not None and known.version.adapter == parsed.adapter:
             # A digest names the same bytes for ever: no need to ask.
-            if entry.version.adapter == parsed.adapter:
-                return entry.version
+            return known.version
         return await asyncio.to_thread(self._registry.resolve, reference)
 
     async def _find(self, reference: str) -> _Entry:

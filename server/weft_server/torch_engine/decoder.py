@@ -128,7 +128,7 @@ class Decoder:
         else:
             qk_THD = qkv_THD[:, : heads + kv_heads]
         qk_THD = rotate(qk_THD, cos, sin)
-        q_THQD = qk_THD[:, :heads].unflatten(1, (kv_heads, heads // kv_heads))
+        q_THQD = qk_THD[:, :heads].view(-1, kv_heads, heads // kv_heads, dim)
         k_THD, v_THD = qk_THD[:, heads:], qkv_THD[:, heads + kv_heads :]
         out_THQD = torch.empty_like(q_THQD, memory_format=torch.contiguous_format)
         for group in step.decodes:
@@ -181,7 +181,7 @@ class Decoder:
             mlp_norm_E=self._norm(base, f"{prefix}.post_attention_layernorm"),
             query_norm_D=self._norm(base, heads[0]) if heads else None,
             key_norm_D=self._norm(base, heads[1]) if heads else None,
-            window=self.config.window(index),
+            window=self.config.sliding_windows[index],
         )
 
     def _head_is_embedding(self) -> bool:

