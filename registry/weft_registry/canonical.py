@@ -64,9 +64,14 @@ def _check(value: Any, path: str, depth: int) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise InvalidInputError(f"{path}: the key {key!r} is not a string")
+            _check(key, f"{path}.{key!r}", depth)
             _check(item, f"{path}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth + 1)
-    elif value is not None and not isinstance(value, str | int | bool):
+    elif isinstance(value, str):
+        # JSON can spell half of a surrogate pair, which has no bytes in UTF-8.
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise InvalidInputError(f"{path}: a string with half of a surrogate pair")
+    elif value is not None and not isinstance(value, int | bool):
         raise InvalidInputError(f"{path}: {type(value).__name__} has no place in canonical JSON")

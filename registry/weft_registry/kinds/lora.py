@@ -7,7 +7,8 @@ from typing import Any
 
 from weft_registry.base import BaseSpec
 from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams, low_rank_block, module_shape, read_low_rank
-from weft_registry.kinds.schema import BlockReader, TensorSpec
+from weft_registry.kinds.low_rank_peft import low_rank_differences, low_rank_from_peft, low_rank_to_peft
+from weft_registry.kinds.schema import BlockReader, Shapes, TensorSpec
 
 
 class LoraSchema:
@@ -34,3 +35,21 @@ class LoraSchema:
             specs[f"{PEFT_PREFIX}{module}.lora_A.weight"] = TensorSpec((rank, n_in))
             specs[f"{PEFT_PREFIX}{module}.lora_B.weight"] = TensorSpec((n_out, rank))
         return specs
+
+    def reads_peft(self, config: Mapping[str, Any]) -> bool:
+        """See `KindSchema.reads_peft`."""
+        return config.get("peft_type") == "LORA" and not config.get("use_qalora")
+
+    def from_peft(
+        self, config: Mapping[str, Any], shapes: Shapes, base: BaseSpec | None = None, pooling: str = "peft"
+    ) -> LowRankParams:
+        """See `KindSchema.from_peft`."""
+        return self.parse(self.block(low_rank_from_peft(config, shapes, base)))
+
+    def to_peft(self, params: LowRankParams, base: BaseSpec) -> dict[str, Any]:
+        """See `KindSchema.to_peft`."""
+        return low_rank_to_peft(params)
+
+    def differences(self, declared: LowRankParams, found: LowRankParams) -> list[str]:
+        """See `KindSchema.differences`."""
+        return low_rank_differences(declared, found)

@@ -39,9 +39,13 @@ class LowRankParams:
         """The rank at `module`."""
         return self.rank_pattern.get(module, self.r)
 
+    def alpha_of(self, module: str) -> float:
+        """The alpha at `module`."""
+        return self.alpha_pattern.get(module, self.alpha)
+
     def scaling(self, module: str) -> float:
         """What B A is multiplied by at `module`."""
-        rank, alpha = self.rank(module), self.alpha_pattern.get(module, self.alpha)
+        rank, alpha = self.rank(module), self.alpha_of(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 

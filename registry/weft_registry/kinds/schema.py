@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
@@ -16,6 +16,9 @@ from weft_registry.errors import InvalidInputError
 ParamsT = TypeVar("ParamsT")
 
 FLOAT_DTYPES = frozenset({"F32", "F16", "BF16"})
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+"""The tensors of a file: shape by name."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,26 @@ class KindSchema(Protocol, Generic[ParamsT]):
     def tensors(self, params: ParamsT, base: BaseSpec | None) -> dict[str, TensorSpec]:
         """Every tensor the stored form must have, by name. Raises `InvalidInputError` where the parameters cannot
         fit the base (a module it does not have, a group size that does not divide)."""
+        ...
+
+    def reads_peft(self, config: Mapping[str, Any]) -> bool:
+        """Whether an adapter_config.json describes an adapter of this kind."""
+        ...
+
+    def from_peft(
+        self, config: Mapping[str, Any], shapes: Shapes, base: BaseSpec | None = None, pooling: str = "peft"
+    ) -> ParamsT:
+        """The parameters of a PEFT adapter with these tensors. Raises `InvalidInputError` naming the key or tensor that
+        is refused: whatever would change the result and is not supported. `pooling`: see `peft_format.POOLINGS`."""
+        ...
+
+    def to_peft(self, params: ParamsT, base: BaseSpec) -> dict[str, Any]:
+        """The kind's own keys of the adapter_config.json that makes PEFT compute the same: the inverse of
+        `from_peft`."""
+        ...
+
+    def differences(self, declared: ParamsT, found: ParamsT) -> list[str]:
+        """Where `found` (in adapter_config.json) would compute something else than `declared` (in the manifest)."""
         ...
 
 

@@ -1,0 +1,188 @@
+"""An artifact on disk: one flat directory that stock PEFT loads, plus `adapter_manifest.json`.
+
+Writes and reads the manifest of such a directory, and says which file names may be in one. Knows nothing of stores,
+catalogs or kinds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from weft_registry import digest as digests
+from weft_registry import headers
+from weft_registry import manifest as manifests
+from weft_registry.base import BaseFingerprint
+from weft_registry.errors import InvalidInputError, NotFoundError, Violation
+from weft_registry.manifest import FileEntry, Manifest, Metric, TensorEntry
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+CARD = "README.md"
+MANIFEST = manifests.FILE_NAME
+REQUIRED = (CONFIG, WEIGHTS)
+MAX_FILES = 64
+MAX_CONFIG_BYTES = 1 << 20
+
+# What may lie beside the two required files: inert text. A second file of weights would escape validation; pickles
+# (.bin, .pt, .pkl, .ckpt) and Python run code when they are loaded.
+MEDIA_TYPES: Mapping[str, str] = {
+    ".json": "application/json",
+    ".md": "text/markdown",
+    ".txt": "text/plain",
+    ".yaml": "application/yaml",
+}
+WEIGHTS_MEDIA_TYPE = "application/vnd.weft.safetensors"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+_EXECUTABLE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".pyc", ".npy", ".npz", ".so", ".h5")
+
+
+def media_type(path: str) -> str:
+    """The media type of an artifact's file. Raises `InvalidInputError` for a name or type that may not be in one."""
+    if path == WEIGHTS:
+        return WEIGHTS_MEDIA_TYPE
+    label = repr(path[:120])
+    if "/" in path or "\\" in path or path in (".", ".."):
+        raise InvalidInputError(f"file {label}: an artifact is one flat directory: no '/', no '\\', no '..'")
+    if not _NAME.fullmatch(path) or ".." in path:
+        raise InvalidInputError(
+            f"file {label}: a file name has ASCII letters, digits, '.', '_' and '-', at most 127, starts with a letter "
+            "or digit, and has no '..'"
+        )
+    if path.casefold() == MANIFEST:
+        raise InvalidInputError(f"file {label}: the manifest cannot list itself")
+    suffix = Path(path).suffix.lower()
+    if suffix in _EXECUTABLE:
+        raise InvalidInputError(f"file {label}: {suffix} files can run code when they are loaded; use safetensors")
+    if suffix not in MEDIA_TYPES:
+        allowed = ", ".join(sorted(MEDIA_TYPES))
+        raise InvalidInputError(f"file {label}: not a type an artifact may hold: {WEIGHTS} and {allowed}")
+    return MEDIA_TYPES[suffix]
+
+
+def check_paths(paths: Iterable[str]) -> list[Violation]:
+    """What is wrong with an artifact's list of file names: bad names or types, collisions, missing files, too many."""
+    violations: list[Violation] = []
+    seen: dict[str, str] = {}
+    names = list(paths)
+    if len(names) > MAX_FILES:
+        violations.append(Violation("files", f"{len(names)} files; at most {MAX_FILES}"))
+    for index, path in enumerate(names[:MAX_FILES]):
+        try:
+            media_type(path)
+        except InvalidInputError as error:
+            violations.append(Violation(f"files[{index}].path", error.message))
+            continue
+        # Names are ASCII by now, so Unicode normalization cannot make two of them equal; letter case can.
+        other = seen.setdefault(path.casefold(), path)
+        if other != path or names.index(path) != index:
+            violations.append(Violation(f"files[{index}].path", f"{path!r} collides with {other!r}"))
+    violations += [Violation("files", f"{name} is missing") for name in REQUIRED if name not in names]
+    return violations
+
+
+def files_of(directory: Path) -> list[Path]:
+    """The files of an artifact directory, by name, the manifest excepted.
+
+    Raises `NotFoundError` if there is no such directory, `InvalidInputError` (with a violation each) for whatever may
+    not be there: links, directories, unsafe names, pickles, Python.
+    """
+    if not directory.is_dir():
+        raise NotFoundError(f"no artifact directory at {directory}", reason="DIRECTORY_NOT_FOUND")
+    found = sorted((entry for entry in os.scandir(directory) if entry.name != MANIFEST), key=lambda e: e.name)
+    violations = [
+        Violation(_printable(entry.name), "neither links nor directories may be in an artifact: only regular files")
+        for entry in found
+        if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode)
+    ]
+    violations += check_paths(entry.name for entry in found)
+    if violations:
+        raise refused(f"{directory} is not an artifact", violations)
+    return [directory / entry.name for entry in found]
+
+
+def describe(
+    directory: Path,
+    *,
+    kind: str,
+    adapter_block: Mapping[str, Any],
+    base: BaseFingerprint,
+    name: str,
+    license: str = "",
+    tokenizer: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    metrics: Sequence[Metric] = (),
+    created: str | None = None,
+) -> Manifest:
+    """The manifest of the files that are in `directory` now: every file and every tensor hashed.
+
+    Whether the tensors are those that `adapter_block` asks for is decided by `weft_registry.validation`. `created` is
+    UTC, "2026-01-31T12:00:00Z"; None means now. Raises what `files_of` and `headers.read_header` raise.
+    """
+    files = [
+        FileEntry(path.name, path.stat().st_size, digests.of_file(path), media_type(path.name))
+        for path in files_of(directory)
+    ]
+    weights = directory / WEIGHTS
+    with weights.open("rb") as file:
+        header = headers.read_header(file, weights.stat().st_size, WEIGHTS)
+        tensors = [
+            TensorEntry(entry.name, entry.dtype, entry.shape, headers.scan_tensor(file, entry).sha256)
+            for entry in sorted(header.entries, key=lambda e: e.name)
+        ]
+    return Manifest(
+        kind=kind,
+        name=name,
+        created=created or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        license=license,
+        base=base,
+        adapter=dict(adapter_block),
+        tensors=tensors,
+        files=files,
+        tokenizer=dict(tokenizer or {}),
+        provenance=dict(provenance or {}),
+        metrics=list(metrics),
+    )
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Path:
+    """Writes `adapter_manifest.json` in one step (a reader sees the old one or the new one) and returns its path."""
+    path = directory / MANIFEST
+    temporary = directory / f".{MANIFEST}.{os.getpid()}"
+    temporary.write_bytes(manifest.canonical_bytes())
+    temporary.replace(path)
+    return path
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of an artifact directory.
+
+    Raises `NotFoundError` if there is none, and what `Manifest.parse` raises.
+    """
+    path = directory / MANIFEST
+    try:
+        with path.open("rb") as file:
+            # One byte more than a manifest may have: a huge file is refused without being read.
+            return Manifest.parse(file.read(manifests.MAX_BYTES + 1))
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"{directory} has no {MANIFEST}; for a plain PEFT directory say which base it is for, with --base NAME",
+            reason="MANIFEST_NOT_FOUND",
+        ) from None
+
+
+def _printable(name: str) -> str:
+    """A directory can hold names that are not text."""
+    return name[:120].encode("utf-8", "backslashreplace").decode()
+
+
+def refused(what: str, violations: Sequence[Violation]) -> InvalidInputError:
+    """One error for many violations; its message names the first few."""
+    shown = "; ".join(f"{v.field}: {v.description}" for v in violations[:5])
+    more = f"; and {len(violations) - 5} more" if len(violations) > 5 else ""
+    return InvalidInputError(f"{what}: {shown}{more}", reason="ARTIFACT_REFUSED", violations=violations)

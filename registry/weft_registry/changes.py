@@ -1,0 +1,151 @@
+"""Changes the catalog: what happens inside one write transaction. Knows nothing of blobs and validation."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Table
+
+from weft_registry import digest as digests
+from weft_registry import records
+from weft_registry import tables as t
+from weft_registry.api import Published
+from weft_registry.errors import AlreadyExistsError, InvalidInputError, PreconditionError
+from weft_registry.manifest import Manifest
+from weft_registry.reference import LATEST, AdapterName
+
+
+def insert_version(
+    connection: Connection,
+    adapter: AdapterName,
+    manifest: Manifest,
+    manifest_bytes: bytes,
+    tags: Sequence[str],
+    aliases: Sequence[str],
+    request_id: str,
+    content: str,
+) -> Published:
+    """A publish: version, files, tags, aliases, and the answer to the request, whose digest is `content`.
+
+    Raises `AlreadyExistsError` for a tag that names another version, `PreconditionError` for a yanked version,
+    `InvalidInputError` for a request id that was used for something else.
+    """
+    if request_id and (earlier := answered(connection, request_id, content)):
+        return earlier
+    digest, now = digests.of_bytes(manifest_bytes), records.now_us()
+    adapter_id = records.find_adapter(connection, adapter)
+    if adapter_id is None:
+        names = {"namespace": adapter.namespace, "name": adapter.name, "created_at_us": now}
+        adapter_id = _insert(connection, t.adapters, names)
+    version_id = records.find_digest(connection, adapter_id, digest)
+    existing = version_id is not None
+    if version_id is None:
+        row = {
+            "adapter_id": adapter_id,
+            "digest": digest,
+            "manifest": manifest_bytes,
+            "kind": manifest.kind,
+            "base_weights_sha256": manifest.base.weights_sha256,
+            "size_bytes": manifest.size_bytes,
+            "published_at_us": now,
+        }
+        version_id = _insert(connection, t.versions, row)
+        connection.execute(
+            t.version_files.insert(),
+            [
+                {"version_id": version_id, "path": file.path, "sha256": file.sha256, "size_bytes": file.size}
+                for file in manifest.files
+            ],
+        )
+    elif records.versions(connection, [version_id])[0].yanked:
+        raise PreconditionError(
+            f"{adapter}@{digest} was published and yanked: publish a new version instead (another `created` time is "
+            "enough)",
+            reason="YANKED",
+            metadata={"digest": digest},
+        )
+    for tag in dict.fromkeys(tags):
+        _tag(connection, adapter, adapter_id, tag, version_id)
+    for alias in dict.fromkeys((LATEST, *aliases)):
+        if find_tag(connection, adapter_id, alias) is not None:
+            raise AlreadyExistsError(f"{adapter}:{alias} is a tag, which never moves: choose another alias")
+        move_alias(connection, adapter_id, alias, version_id)
+    if request_id:
+        connection.execute(
+            t.publishes.insert().values(
+                request_id=request_id.lower(),
+                content_sha256=content,
+                version_id=version_id,
+                existing=existing,
+                at_us=now,
+            )
+        )
+    return Published(records.versions(connection, [version_id])[0], existing)
+
+
+def answered(connection: Connection, request_id: str, content: str) -> Published | None:
+    """What a request with this id was answered. Raises `InvalidInputError` if it asked for something else."""
+    row = connection.execute(sa.select(t.publishes).where(t.publishes.c.request_id == request_id.lower())).one_or_none()
+    if row is None:
+        return None
+    if row.content_sha256 != content:
+        raise InvalidInputError(
+            f"request_id {request_id} was used for another publish: make a new UUID for a new publish",
+            reason="REQUEST_ID_REUSED",
+        )
+    return Published(records.versions(connection, [row.version_id])[0], row.existing)
+
+
+def find_tag(connection: Connection, adapter_id: int, tag: str) -> int | None:
+    """The version id that a tag names."""
+    return connection.execute(
+        sa.select(t.tags.c.version_id).where(t.tags.c.adapter_id == adapter_id, t.tags.c.tag == tag)
+    ).scalar_one_or_none()
+
+
+def _tag(connection: Connection, adapter: AdapterName, adapter_id: int, tag: str, version_id: int) -> None:
+    holder = find_tag(connection, adapter_id, tag)
+    if holder == version_id:
+        return
+    if holder is not None:
+        other = records.versions(connection, [holder])[0]
+        raise AlreadyExistsError(
+            f"{adapter}:{tag} already names {other.digest}, for ever: choose another tag",
+            reason="TAG_EXISTS",
+            metadata={"tag": tag, "digest": other.digest},
+        )
+    if records.alias(connection, adapter_id, tag) is not None:
+        raise AlreadyExistsError(f"{adapter}:{tag} is an alias, which moves: choose another tag", reason="TAG_EXISTS")
+    connection.execute(t.tags.insert().values(adapter_id=adapter_id, tag=tag, version_id=version_id))
+
+
+def move_alias(connection: Connection, adapter_id: int, alias: str, version_id: int | None) -> None:
+    """Points an alias at a version, or removes it (None), and writes the move down. No move to where it is."""
+    c = t.aliases.c
+    here = sa.and_(c.adapter_id == adapter_id, c.alias == alias)
+    previous = connection.execute(sa.select(c.version_id).where(here)).scalar_one_or_none()
+    if previous == version_id:
+        return
+    move = {
+        "version_id": version_id,
+        "previous_version_id": previous,
+        "etag": uuid.uuid4().hex,
+        "moved_at_us": records.now_us(),
+    }
+    key = {"adapter_id": adapter_id, "alias": alias}
+    if version_id is None:
+        connection.execute(t.aliases.delete().where(here))
+    elif previous is None:
+        connection.execute(t.aliases.insert().values(**key, **move))
+    else:
+        connection.execute(t.aliases.update().where(here).values(**move))
+    connection.execute(t.alias_moves.insert().values(**key, **move))
+
+
+def _insert(connection: Connection, table: Table, row: Mapping[str, Any]) -> int:
+    key = connection.execute(table.insert().values(row)).inserted_primary_key
+    assert key is not None
+    return int(key[0])

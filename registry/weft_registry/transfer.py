@@ -1,0 +1,166 @@
+"""Moves artifacts between a directory and a registry, embedded or remote.
+
+What arrives is verified here, whoever sent it: a pulled directory holds the bytes of exactly one version, or is not
+there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from weft_registry import artifact, validation
+from weft_registry import digest as digests
+from weft_registry.api import Progress, Published, RegistryApi, Version
+from weft_registry.errors import CorruptionError, InvalidInputError, PreconditionError
+from weft_registry.home import Home
+from weft_registry.manifest import FileEntry, Manifest
+from weft_registry.reference import AdapterName
+
+
+def open_registry(home: Home, address: str | None = None) -> RegistryApi:
+    """The registry at `address` ("HOST:PORT"), else at WEFT_REGISTRY, else the embedded one of `home`."""
+    address = address or os.environ.get("WEFT_REGISTRY") or None
+    if address is None:
+        from weft_registry.embedded import EmbeddedRegistry
+
+        return EmbeddedRegistry(home)
+    from weft_registry.remote import RemoteRegistry
+
+    return RemoteRegistry(address)
+
+
+def push(
+    registry: RegistryApi,
+    directory: Path,
+    adapter: AdapterName,
+    *,
+    tags: Sequence[str] = (),
+    aliases: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Published:
+    """Publishes an artifact directory: uploads the blobs that are not there yet, then publishes.
+
+    `progress` counts up to `manifest.size_bytes`. Raises what `RegistryApi` raises, and `InvalidInputError` or
+    `NotFoundError` for a directory that is no artifact, before anything is sent.
+    """
+    # The registry will validate too; doing it here names what is wrong before gigabytes are sent.
+    manifest = validation.validate_directory(directory, None)
+    report = progress or _silent
+    missing = set(registry.find_missing(sorted({file.sha256 for file in manifest.files})))
+    for file in manifest.files:
+        if file.sha256 in missing:
+            registry.upload(directory / file.path, file.sha256, file.size, report)
+            missing.discard(file.sha256)
+        else:
+            report(file.size)
+    return registry.publish(
+        adapter, manifest.canonical_bytes(), tags=tags, aliases=aliases, request_id=str(uuid.uuid4())
+    )
+
+
+def pull(
+    registry: RegistryApi, reference: str | Version, destination: Path, progress: Progress | None = None
+) -> Version:
+    """Brings one version to `destination`, manifest included, and returns it.
+
+    The reference is resolved once; every file is then read by digest, hashed, and the directory appears by one rename.
+    Files that a broken-off pull of the same version brought are kept; a `destination` that holds this version already
+    is left as it is. Raises `PreconditionError` if `destination` holds something else, `CorruptionError` if the
+    registry sends wrong bytes, and what `RegistryApi.resolve` and `read_blob` raise.
+    """
+    version = registry.resolve(reference) if isinstance(reference, str) else reference
+    if digests.of_bytes(version.manifest_bytes) != version.digest:
+        raise CorruptionError(f"the manifest of {version.adapter} does not have the digest {version.digest}")
+    manifest = version.manifest
+    violations = artifact.check_paths(file.path for file in manifest.files)
+    if violations:
+        raise artifact.refused(f"{version.adapter}@{version.digest}", violations)
+    report = progress or _silent
+    if _holds(destination, manifest):
+        report(manifest.size_bytes)
+        return version
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise PreconditionError(
+            f"{destination} is there already, and is not {version.adapter}@{version.digest}: pull to another directory",
+            reason="DESTINATION_EXISTS",
+        )
+    # Named by the version's digest, so that a second attempt at the same version finds what the first one brought.
+    partial = destination.parent / f".{destination.name}.{version.digest.removeprefix('sha256:')[:16]}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    for file in manifest.files:
+        if _is_right(partial / file.path, file):
+            report(file.size)
+        else:
+            _fetch(registry, file, partial / file.path, report)
+    artifact.write_manifest(partial, manifest)
+    _sync(partial)
+    try:
+        partial.rename(destination)
+    except OSError as error:
+        # Somebody else pulled to the same place at the same time: fine if it was the same version.
+        if not _holds(destination, manifest):
+            raise PreconditionError(f"cannot move the pulled version to {destination}: {error}") from error
+        shutil.rmtree(partial, ignore_errors=True)
+    return version
+
+
+def _fetch(registry: RegistryApi, file: FileEntry, path: Path, report: Progress) -> None:
+    """Writes one file under a temporary name, checks its digest, and renames it to `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex}")
+    sha256, size = hashlib.sha256(), 0
+    try:
+        with temporary.open("xb") as sink:
+            for chunk in registry.read_blob(file.sha256):
+                sha256.update(chunk)
+                size += len(chunk)
+                if size > file.size:
+                    break
+                sink.write(chunk)
+                report(len(chunk))
+            sink.flush()
+            os.fsync(sink.fileno())
+        found = "sha256:" + sha256.hexdigest()
+        if (found, size) != (file.sha256, file.size):
+            raise CorruptionError(
+                f"{file.path}: the registry sent bytes with digest {found}, not {file.sha256}; nothing was kept",
+                reason="DIGEST_MISMATCH",
+                metadata={"digest": file.sha256, "found": found},
+            )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_right(path: Path, file: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and digests.of_file(path) == file.sha256
+
+
+def _holds(directory: Path, manifest: Manifest) -> bool:
+    """Whether `directory` is this version, every byte of it, and nothing else."""
+    path = directory / artifact.MANIFEST
+    if not path.is_file() or path.read_bytes() != manifest.canonical_bytes():
+        return False
+    try:
+        found = {entry.name for entry in artifact.files_of(directory)}
+    except InvalidInputError:
+        return False
+    return found == {file.path for file in manifest.files} and all(
+        _is_right(directory / file.path, file) for file in manifest.files
+    )
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _silent(_done: int) -> None:
+    return
