@@ -17,7 +17,7 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen
 
 
 def config_json(metadata: Mapping[str, Any], tensors: Collection[str], what: str) -> dict[str, Any]:
-    """The Hugging Face configuration of a GGUF file. Raises `UnsupportedError` and `InvalidInputError` naming the key."""
+    """The configuration of a GGUF file. Raises `UnsupportedError` and `InvalidInputError` naming the key."""
     arch = metadata.get("general.architecture")
     if arch not in ARCHITECTURES:
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""Fetches a model directory from a Hugging Face hub: weights in safetensors, configuration, tokenizer; never a pickle."""
+"""Fetches a model directory from a Hugging Face hub: safetensors, configuration, tokenizer; never a pickle."""
 
 from __future__ import annotations
 
@@ -55,5 +55,7 @@ def fetch(model: HubModel, report: Callable[[str], None]) -> tuple[Path, str]:
     except OSError as error:  # what every other error of huggingface_hub derives from
         raise UnavailableError(f"{where}: could not be fetched: {error}", reason="DOWNLOAD_FAILED") from error
     if not _COMMIT.fullmatch(path.name):
-        raise UnavailableError(f"{where}: the snapshot {path.name!r} is not named by a commit", reason="DOWNLOAD_FAILED")
+        raise UnavailableError(
+            f"{where}: the snapshot {path.name!r} is not named by a commit", reason="DOWNLOAD_FAILED"
+        )
     return path, path.name

@@ -135,7 +135,9 @@ def _shard_files(path: Path) -> list[Path]:
         whole = path / "model.safetensors"
         files = sorted(path.glob("*.safetensors"))
         if not whole.is_file() and len(files) > 1:
-            raise InvalidInputError(f"{path.name}: several *.safetensors but no {_INDEX} that says which belong together")
+            raise InvalidInputError(
+                f"{path.name}: several *.safetensors but no {_INDEX} that says which belong together"
+            )
         return [whole] if whole.is_file() else files
     table = _read_object(index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):

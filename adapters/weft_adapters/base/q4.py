@@ -1,8 +1,10 @@
-"""The two GGUF block formats that are kept as they are: bytes moved, no arithmetic (ggml-common.h: block_q4_1, block_q8_0).
+"""The two GGUF block formats that are kept as they are: bytes moved, no arithmetic.
 
-    Q4_1, 32 weights in 20 bytes: d (fp16), m (fp16), 16 bytes of codes; byte j holds weight j in its low four bits
-    and weight j + 16 in its high four bits.          w = d * q + m
-    Q8_0, 32 weights in 34 bytes: d (fp16), 32 signed bytes.                             w = d * q
+Formats of ggml-common.h, `block_q4_1` and `block_q8_0`:
+
+Q4_1, 32 weights in 20 bytes: d (fp16), m (fp16), 16 bytes of codes; byte j holds weight j in its low four bits
+and weight j + 16 in its high four bits.          w = d * q + m
+Q8_0, 32 weights in 34 bytes: d (fp16), 32 signed bytes.                             w = d * q
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ BLOCK = 32
 def split_q4_1(
     blocks_NB: NDArray[np.uint8],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]:
-    """(codes uint8 (N, K/2) with the even input in the low bits, d fp16 (N, G), m fp16 (N, G)) of rows of Q4_1 bytes."""
+    """(codes uint8 (N, K/2), even input in the low bits; d fp16 (N, G); m fp16 (N, G)) of rows of Q4_1 bytes."""
     blocks_NG20 = blocks_NB.reshape(len(blocks_NB), -1, 20)
     d_NG = np.ascontiguousarray(blocks_NG20[..., 0:2]).view(np.float16)[..., 0]
     m_NG = np.ascontiguousarray(blocks_NG20[..., 2:4]).view(np.float16)[..., 0]

@@ -33,11 +33,13 @@ def quantize(weight_NK: Tensor, group_size: int, name: str) -> Int4Weight:
     A constant group gets scale 0 and code 0. Raises `InvalidInputError` naming the tensor for NaN, infinity, values
     that float16 cannot hold, or a K that the group size does not divide.
     """
-    n_out, n_in = weight_NK.shape
+    n_in = weight_NK.shape[1]
     if n_in % group_size:
-        raise InvalidInputError(f"{name}: {n_in} inputs do not divide into groups of {group_size}; choose a smaller one")
+        raise InvalidInputError(
+            f"{name}: {n_in} inputs do not divide into groups of {group_size}; choose a smaller one"
+        )
     rows = max(1, _CHUNK_ELEMENTS // n_in)
-    parts = [_quantize_rows(chunk, group_size, name) for chunk in weight_NK.split(rows)]
+    parts = [_quantize_rows(chunk, group_size, name) for chunk in torch.split(weight_NK, rows)]
     return Int4Weight(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

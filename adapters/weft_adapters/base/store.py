@@ -76,9 +76,7 @@ def _write(
     return spec
 
 
-def _spec(
-    config: ModelConfig, group_size: int, table: list[dict[str, Any]], model_id: str, revision: str
-) -> BaseSpec:
+def _spec(config: ModelConfig, group_size: int, table: list[dict[str, Any]], model_id: str, revision: str) -> BaseSpec:
     scales = [row for row in table if row["name"].endswith((layout.SCALE, layout.MINIMUM))]
     fingerprint = BaseFingerprint(
         id=model_id,

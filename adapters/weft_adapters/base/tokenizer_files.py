@@ -51,7 +51,7 @@ def _convert(source: Path, target: Path, config: ModelConfig, **options: str) ->
         ) from error
     with tempfile.TemporaryDirectory() as converted:
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, **options)  # type: ignore[no-untyped-call]
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
             tokenizer.save_pretrained(converted)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(
@@ -63,7 +63,7 @@ def _convert(source: Path, target: Path, config: ModelConfig, **options: str) ->
 def _finish(source: Path, target: Path, config: ModelConfig) -> None:
     try:
         tokenizer = Tokenizer.from_file(str(source / TOKENIZER))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for a file it cannot parse
+    except Exception as error:
         raise InvalidInputError(f"{TOKENIZER}: the tokenizers library cannot read it: {error}") from error
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     if size > config.vocab_size:

@@ -55,7 +55,7 @@ class SafetensorsWriter:
         dtype, shape = self._plan[name]
         if (tensor.dtype, tuple(tensor.shape)) != (dtype, tuple(shape)) or name in self._entries:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} is not the planned {dtype} {shape}")
-        data = memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._file.seek(self._data_start + self._offsets[name])
         self._file.write(data)
         self._entries[name] = {
