@@ -1,0 +1,112 @@
+"""The asyncio registry client: `weft_client.registry.RegistryClient`, method for method, in threads.
+
+Uploads read files and downloads hash them, so most of the work is blocking in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from weft_client.registry import RegistryClient
+from weft_registry.api import AdapterSummary, Alias, Progress, Published, VerifyReport, Version
+from weft_registry.reference import AdapterName
+
+
+class AsyncRegistryClient:
+    """`RegistryClient` for asyncio.
+
+    A task that is cancelled stops waiting at once; the call in its thread ends by itself. `progress` is called in
+    that thread.
+    """
+
+    def __init__(
+        self, target: str | None = None, timeout_s: float | None = None, transfer_timeout_s: float | None = None
+    ) -> None:
+        self._client = RegistryClient(target, timeout_s, transfer_timeout_s)
+        self.target = self._client.target
+
+    async def push(
+        self,
+        directory: Path | str,
+        adapter: AdapterName | str,
+        *,
+        tags: Sequence[str] = (),
+        aliases: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Published:
+        """See `RegistryClient.push`."""
+        return await asyncio.to_thread(
+            self._client.push, directory, adapter, tags=tags, aliases=aliases, progress=progress
+        )
+
+    async def pull(self, reference: str | Version, directory: Path | str, progress: Progress | None = None) -> Version:
+        """See `RegistryClient.pull`."""
+        return await asyncio.to_thread(self._client.pull, reference, directory, progress)
+
+    async def find_missing(self, digests: Sequence[str]) -> list[str]:
+        """See `RegistryApi.find_missing`."""
+        return await asyncio.to_thread(self._client.find_missing, digests)
+
+    async def upload(self, path: Path, digest: str, size_bytes: int, progress: Progress | None = None) -> None:
+        """See `RegistryApi.upload`."""
+        await asyncio.to_thread(self._client.upload, path, digest, size_bytes, progress)
+
+    async def publish(
+        self,
+        adapter: AdapterName,
+        manifest_bytes: bytes,
+        *,
+        tags: Sequence[str] = (),
+        aliases: Sequence[str] = (),
+        request_id: str = "",
+    ) -> Published:
+        """See `RegistryApi.publish`."""
+        return await asyncio.to_thread(
+            self._client.publish, adapter, manifest_bytes, tags=tags, aliases=aliases, request_id=request_id
+        )
+
+    async def resolve(self, reference: str) -> Version:
+        """See `RegistryApi.resolve`."""
+        return await asyncio.to_thread(self._client.resolve, reference)
+
+    async def list_adapters(self, namespace: str = "") -> list[AdapterSummary]:
+        """See `RegistryApi.list_adapters`."""
+        return await asyncio.to_thread(self._client.list_adapters, namespace)
+
+    async def list_versions(self, adapter: AdapterName, *, include_yanked: bool = False) -> list[Version]:
+        """See `RegistryApi.list_versions`."""
+        return await asyncio.to_thread(self._client.list_versions, adapter, include_yanked=include_yanked)
+
+    async def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+        """See `RegistryApi.read_blob`."""
+        chunks = self._client.read_blob(digest, offset, limit)
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            yield chunk
+
+    async def set_alias(self, adapter: AdapterName, alias: str, target: str, expected_etag: str = "") -> Alias:
+        """See `RegistryApi.set_alias`."""
+        return await asyncio.to_thread(self._client.set_alias, adapter, alias, target, expected_etag)
+
+    async def yank(self, reference: str, reason: str = "") -> Version:
+        """See `RegistryApi.yank`."""
+        return await asyncio.to_thread(self._client.yank, reference, reason)
+
+    async def verify(self, reference: str) -> VerifyReport:
+        """See `RegistryApi.verify`."""
+        return await asyncio.to_thread(self._client.verify, reference)
+
+    async def close(self) -> None:
+        """Closes the channel; calls still running are cancelled."""
+        await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,5 @@
+"""`python -m weft_client.cli` is `weft`."""
+
+from weft_client.cli import main
+
+main()

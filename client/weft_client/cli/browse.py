@@ -1,0 +1,157 @@
+"""`weft list`, `weft versions`, `weft show`: what the registry holds."""
+
+from __future__ import annotations
+
+import click
+
+from weft_client.cli.options import json_option, registry_option
+from weft_client.cli.output import Column, echo_fields, echo_json, echo_table, moment, short, size
+from weft_client.cli.sources import opened
+from weft_client.cli.views import adapter_json, version_json, version_with_manifest_json
+from weft_registry.api import Version
+from weft_registry.manifest import Metric
+from weft_registry.reference import AdapterName
+
+
+@click.command("list")
+@click.argument("namespace", default="", metavar="[NAMESPACE]")
+@json_option
+@registry_option
+def list_adapters(namespace: str, as_json: bool, registry_target: str | None) -> None:
+    """List adapters, of every namespace or of one. `weft ls` is the same.
+
+    \b
+    Example:
+      weft list acme
+    """
+    with opened(registry_target) as registry:
+        summaries = registry.list_adapters(namespace)
+    if as_json:
+        echo_json([adapter_json(summary) for summary in summaries])
+        return
+    columns = (
+        Column("ADAPTER"),
+        Column("KIND"),
+        Column("LATEST"),
+        Column("TAGS", folds=True),
+        Column("VERSIONS", right=True),
+        Column("SIZE", right=True),
+        Column("BASE", folds=True),
+        Column("PUBLISHED", folds=True),
+    )
+    rows = [(str(summary.adapter), *_latest(summary.latest, str(summary.version_count))) for summary in summaries]
+    where = f"in namespace {namespace}" if namespace else "yet"
+    echo_table(columns, rows, f"no adapters {where}; publish one with `weft push DIRECTORY NAMESPACE/NAME`")
+
+
+@click.command()
+@click.argument("adapter", metavar="NAMESPACE/NAME")
+@click.option("--all", "include_yanked", is_flag=True, help="Yanked versions too.")
+@json_option
+@registry_option
+def versions(adapter: str, include_yanked: bool, as_json: bool, registry_target: str | None) -> None:
+    """List the versions of an adapter, newest first.
+
+    \b
+    Example:
+      weft versions acme/topics
+    """
+    name = AdapterName.parse(adapter)
+    with opened(registry_target) as registry:
+        found = registry.list_versions(name, include_yanked=include_yanked)
+    if as_json:
+        echo_json([version_json(version) for version in found])
+        return
+    columns = (
+        Column("DIGEST"),
+        Column("TAGS", folds=True),
+        Column("ALIASES", folds=True),
+        Column("KIND"),
+        Column("BASE", folds=True),
+        Column("SIZE", right=True),
+        Column("PUBLISHED", folds=True),
+        Column("METRICS", folds=True),
+    )
+    rows = [
+        (
+            short(version.digest) + (" (yanked)" if version.yanked else ""),
+            ", ".join(version.tags),
+            ", ".join(version.aliases),
+            manifest.kind,
+            manifest.base.id,
+            size(version.size_bytes),
+            moment(version.published_at),
+            ", ".join(map(_metric, manifest.metrics)),
+        )
+        for version in found
+        for manifest in [version.manifest]
+    ]
+    echo_table(columns, rows, f"every version of {name} is yanked; `weft versions {name} --all` shows them")
+
+
+@click.command()
+@click.argument("reference")
+@json_option
+@registry_option
+def show(reference: str, as_json: bool, registry_target: str | None) -> None:
+    """Show one version: what it is, where it comes from, its files.
+
+    REFERENCE is NAMESPACE/NAME[:TAG-OR-ALIAS][@sha256:DIGEST]; without a tag it means :latest.
+
+    \b
+    Example:
+      weft show acme/topics:production
+    """
+    with opened(registry_target) as registry:
+        version = registry.resolve(reference)
+    if as_json:
+        echo_json(version_with_manifest_json(version))
+        return
+    manifest = version.manifest
+    echo_fields(
+        [
+            ("adapter", str(version.adapter)),
+            ("digest", version.digest),
+            ("tags", ", ".join(version.tags) or "-"),
+            ("aliases", ", ".join(version.aliases) or "-"),
+            ("kind", manifest.kind),
+            ("base", manifest.base.id),
+            ("base weights", manifest.base.weights_sha256),
+            ("license", manifest.license or "-"),
+            ("published", moment(version.published_at)),
+            ("size", f"{size(version.size_bytes)} in {len(manifest.files)} files, {len(manifest.tensors)} tensors"),
+            *([("yanked", version.yank_reason or "without a reason")] if version.yanked else []),
+            *((f"adapter.{key}", _brief(value)) for key, value in manifest.adapter.items()),
+            *((f"provenance.{key}", _brief(value)) for key, value in manifest.provenance.items()),
+            *(("metric", _metric(metric)) for metric in manifest.metrics),
+            *(("file", f"{file.path}  {size(file.size)}  {file.sha256}") for file in manifest.files),
+        ]
+    )
+
+
+def _latest(version: Version | None, count: str) -> tuple[str, ...]:
+    if version is None:
+        return "-", "(all yanked)", "", count, "", "", ""
+    manifest = version.manifest
+    return (
+        manifest.kind,
+        short(version.digest),
+        ", ".join(version.tags),
+        count,
+        size(version.size_bytes),
+        manifest.base.id,
+        moment(version.published_at),
+    )
+
+
+def _metric(metric: Metric) -> str:
+    return f"{metric.name}={metric.value}" + (f" ({metric.split})" if metric.split else "")
+
+
+def _brief(value: object) -> str:
+    """A manifest's value on one line: 210 module names are told as their number and an example."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"{len(value)}: {value[0]}, ..."
+    if isinstance(value, dict) and len(value) > 8:
+        return f"{len(value)} entries"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

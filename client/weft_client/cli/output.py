@@ -1,0 +1,132 @@
+"""What commands print: JSON for programs, tables for people. Knows nothing of what the values mean."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+GAP = 2
+FOLDED_WIDTH = 12
+"""What a column that may fold still needs to be readable."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. One that folds gives way first on a narrow terminal."""
+
+    title: str
+    right: bool = False
+    folds: bool = False
+
+
+def echo_json(value: Any) -> None:
+    """Prints one JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def echo_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """Prints rows: in colours and folded to the terminal, or plainly where stdout is not one.
+
+    A terminal too narrow for the columns gets one `title  value` line each. Without rows, `empty` goes to stderr.
+    """
+    if not rows:
+        click.echo(empty, err=True)
+        return
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _echo_on_terminal(columns, cells)
+    else:
+        _echo_plain(columns, cells)
+
+
+def echo_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Prints `title  value` lines, the values aligned."""
+    pairs = [(title, printable(value)) for title, value in fields]
+    width = max(len(title) for title, _ in pairs) + GAP
+    for title, value in pairs:
+        click.echo(f"{title:<{width}}{value}".rstrip())
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: it comes from strangers, and a terminal obeys escape sequences."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
+
+
+def size(count: int) -> str:
+    """Bytes for people: `1.2 MiB`."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def moment(when: datetime) -> str:
+    """A time for people, in UTC: `2026-01-31 12:00Z`."""
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%MZ")
+
+
+def timestamp(when: datetime) -> str:
+    """A time for programs: `2026-01-31T12:00:00Z`."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def short(digest: str) -> str:
+    """The first twelve digits of a digest."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: `80 us`, `12 ms`, `3.4 s`, `5 min`."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _echo_plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    lines = [[column.title for column in columns], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for column, cell, width in zip(columns, line, widths, strict=True)
+        ]
+        click.echo((" " * GAP).join(cells).rstrip())
+
+
+def _echo_on_terminal(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    widths = [max(cell_len(line[i]) for line in [[c.title for c in columns], *rows]) for i in range(len(columns))]
+    needed = sum(
+        min(width, FOLDED_WIDTH) if column.folds else width for column, width in zip(columns, widths, strict=True)
+    )
+    if needed + GAP * (len(columns) - 1) > console.width:
+        for row in rows:
+            echo_fields((column.title.lower(), cell) for column, cell in zip(columns, row, strict=True))
+            click.echo()
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(
+            column.title, justify="right" if column.right else "left", no_wrap=not column.folds, overflow="fold"
+        )
+    for row in rows:
+        # As text: a name in square brackets is no markup.
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)

@@ -1,0 +1,109 @@
+"""`weft serve`: one base model, its adapters, and unless it is elsewhere the registry, on one port."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from weft_client.cli.failure import needs_extra
+from weft_client.cli.output import size
+from weft_server.options import ServeOptions
+
+_DEFAULTS: dict[str, Any] = {
+    field.name: field.default for field in dataclasses.fields(ServeOptions) if field.default is not dataclasses.MISSING
+}
+F = TypeVar("F", bound=Callable[..., Any])
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def memory(value: str | int) -> int:
+    """Bytes from `800MiB`, `2GiB`, `2g` or `1073741824`; every unit is a power of 1024. Raises `click.BadParameter`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value).strip().lower())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a size: write 800MiB, 2GiB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _memory(flag: str, field: str, what: str) -> Callable[[F], F]:
+    default = _DEFAULTS[field]
+    return click.option(
+        flag, field, type=memory, metavar="SIZE", default=default, show_default=size(default), help=what
+    )
+
+
+@click.command()
+@click.option("--base", required=True, metavar="NAME", help="A base model of `weft base list`.")
+@click.option("--host", default=_DEFAULTS["host"], show_default=True)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=_DEFAULTS["port"], show_default=True, help="0 picks a free one."
+)
+@click.option(
+    "--registry",
+    envvar="WEFT_REGISTRY",
+    metavar="HOST:PORT",
+    help="Pull from a registry elsewhere (or WEFT_REGISTRY). Without it: host the embedded one.",
+)
+@click.option("--engine", default=_DEFAULTS["engine"], show_default=True, help="What runs the base model.")
+@click.option("--device", default=_DEFAULTS["device"], show_default=True, help="cpu, cuda, cuda:1; auto takes CUDA.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default=_DEFAULTS["dtype"],
+    show_default=True,
+    help="float32 is the parity mode: slower, and equal to a reference up to rounding.",
+)
+@click.option("--threads", type=click.IntRange(min=0), default=_DEFAULTS["threads"], help="Of the CPU; default: all.")
+@click.option(
+    "--copies",
+    type=click.Choice(["auto", "always", "never"]),
+    default=_DEFAULTS["copies"],
+    show_default=True,
+    help="Packed bfloat16 copies of the base beside the int4 weights, on a CPU: more memory, faster batches.",
+)
+@click.option("--max-batch-size", type=click.IntRange(min=1), default=_DEFAULTS["max_batch_size"], show_default=True)
+@click.option(
+    "--max-prefill-tokens",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS["max_prefill_tokens"],
+    show_default=True,
+    help="Prompt tokens computed in one step.",
+)
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS["max_waiting"],
+    show_default=True,
+    help="Requests in the queue; one more is refused.",
+)
+@_memory("--kv-memory", "kv_bytes", "For the keys and values of running requests.")
+@_memory("--adapter-memory", "adapter_bytes", "For adapters; the least recently used go first.")
+@_memory("--overlay-memory", "overlay_bytes", "For merged weights.")
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS["grace_s"],
+    show_default=True,
+    metavar="SECONDS",
+    help="How long running requests may go on when the server is stopped.",
+)
+@needs_extra("serve")
+def serve(**settings: Any) -> None:
+    """Serve a base model and its adapters over gRPC, until Ctrl-C.
+
+    Prints `ready on HOST:PORT` once it answers.
+
+    \b
+    Example:
+      weft serve --base smol
+      weft serve --base smol --port 0 --dtype float32 --adapter-memory 256MiB
+    """
+    options = ServeOptions(**settings)
+
+    from weft_server.serving import serve as run
+
+    run(options)
