@@ -1,0 +1,62 @@
+"""What the command line calls. Importing this module imports neither torch nor transformers; calling it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft_registry.errors import InvalidInputError
+from weft_trainer import config as configs
+
+if TYPE_CHECKING:
+    from weft_trainer.progress import Reporter
+
+
+def train_from_file(path: Path, overrides: Sequence[str] = (), report: Reporter | None = None) -> Path:
+    """`weft train PATH [key=value ...]`: trains one adapter, returns its artifact directory.
+
+    Progress goes to standard error unless `report` says otherwise. Raises the errors of `weft_registry.errors`.
+    """
+    return train(configs.load(path, overrides), report)
+
+
+def train(config: configs.TrainConfig, report: Reporter | None = None) -> Path:
+    """Trains one adapter, returns its artifact directory."""
+    from weft_trainer.progress import ConsoleReporter
+    from weft_trainer.quiet import quiet_transformers
+
+    quiet_transformers()
+    from weft_trainer import train as run
+
+    return run.train(config, report or ConsoleReporter())
+
+
+def evaluate_artifact(
+    artifact: Path | None,
+    data: Path,
+    base: str | None = None,
+    merged: bool = False,
+    *,
+    dtype: str = "bfloat16",
+    rows: int | None = None,
+    report: Reporter | None = None,
+) -> dict[str, Any]:
+    """`weft eval ARTIFACT DATA`: {"loss", "exact_match", "examples"}.
+
+    `artifact` None scores the base alone, and then needs `base`. `merged` scores what a merge makes. Raises the errors
+    of `weft_registry.errors`.
+    """
+    from weft_trainer.progress import ConsoleReporter
+    from weft_trainer.quiet import quiet_transformers
+
+    quiet_transformers()
+    from weft_trainer import evaluate as scoring
+    from weft_trainer.train import DTYPES
+
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    result = scoring.evaluate(
+        artifact, data, report or ConsoleReporter(), base=base, merged=merged, dtype=DTYPES[dtype], rows=rows
+    )
+    return {"loss": result.loss, "exact_match": result.exact_match, "examples": result.examples}

@@ -1,0 +1,34 @@
+"""One training method: options become parameters, parameters become a trainable model. One file implements one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from weft_registry.base import BaseSpec
+from weft_trainer.adapted import AdaptedModel
+from weft_trainer.data import TextEncoder
+from weft_trainer.model import TrainingBase
+
+
+class Method(Protocol):
+    """Stateless. The methods there are: `weft_trainer.methods.METHODS`."""
+
+    kind: str
+    """The adapter kind it makes: the manifest's `kind`."""
+
+    def params(self, options: Any, base: BaseSpec, encoder: TextEncoder) -> Any:
+        """The kind's parameters (`weft_registry.kinds`) for this base. Raises `InvalidInputError` naming the option."""
+        ...
+
+    def first_layer(self, params: Any) -> int:
+        """The lowest layer whose input the adapter can change."""
+        ...
+
+    def attach(self, base: TrainingBase, params: Any, options: Any, encoder: TextEncoder) -> AdaptedModel:
+        """A freshly initialized adapter on `base`, which may hold only the layers from `first_layer` up. Draws from
+        torch's global generator."""
+        ...
+
+    def bare(self, base: TrainingBase, params: Any) -> AdaptedModel:
+        """The same without initial values that mean anything: for `AdaptedModel.restore`."""
+        ...

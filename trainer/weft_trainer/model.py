@@ -1,0 +1,152 @@
+"""A stored base as a transformers model whose block linears are int4, whole or only some of its layers.
+
+No random initialization and no dense copy of the linears: the model is made on the meta device and every tensor of it
+is assigned. Knows no adapters.
+
+Shapes here and below: B examples, T positions, D hidden size, V vocabulary, C completion tokens of the whole batch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weft_adapters.base.load import StoredBase
+from weft_adapters.int4 import Int4Linear, Int4Weight
+from weft_registry.errors import UnsupportedError
+from weft_trainer.quiet import quiet_transformers
+
+_LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
+
+
+def layer_of(name: str) -> int | None:
+    """The layer index in a module or tensor name, or None."""
+    match = _LAYER.fullmatch(name)
+    return int(match[2]) if match else None
+
+
+def shift_layer(name: str, by: int) -> str:
+    """The same name `by` layers further up."""
+    match = _LAYER.fullmatch(name)
+    return name if match is None else f"{match[1]}{int(match[2]) + by}{match[3]}"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingBase:
+    """Some consecutive layers of a base, with the embedding, the last norm and the head."""
+
+    stored: StoredBase
+    model: Any
+    """A transformers causal LM, frozen. Its layer 0 is the base's layer `first_layer`."""
+    first_layer: int
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def local(self, module: str) -> str:
+        """The base's module name as this model's."""
+        return shift_layer(module, -self.first_layer)
+
+    def hidden(self, batch: Mapping[str, Tensor], **more: Any) -> Tensor:
+        """The states after the last norm, (B, T, D), of `input_ids` or of `inputs_embeds` that enter the first layer."""
+        known = {key: batch[key] for key in ("input_ids", "inputs_embeds", "attention_mask") if key in batch}
+        states: Tensor = self.model.model(**{**known, "use_cache": False, **more}).last_hidden_state
+        return states
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The head: (..., D) to (..., V)."""
+        logits: Tensor = self.model.lm_head(states)
+        return logits
+
+
+class DenseLinear(nn.Module):
+    """A frozen linear layer over a dense copy of an int4 weight; a buffer, so that nothing counts it as trainable."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("dense", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x @ W^T + bias`."""
+        return nn.functional.linear(x, self.get_buffer("dense"), self._buffers["bias"])
+
+
+def build(
+    stored: StoredBase,
+    dtype: torch.dtype,
+    *,
+    layers: range | None = None,
+    dense: bool = False,
+    overlays: Mapping[str, Int4Weight | Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> TrainingBase:
+    """The base's `layers` (all by default) as a frozen transformers model.
+
+    `dense` keeps the linears as dense copies in `dtype`. `overlays` replaces linears by full name, as a merge
+    does.
+    Raises `UnsupportedError` for an architecture that transformers builds otherwise than this module expects.
+    """
+    quiet_transformers()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(stored.tokenizer_dir))
+    layers = layers if layers is not None else range(config.num_hidden_layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in layers]
+    config.num_hidden_layers = len(layers)
+    config.use_cache = False
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    first = layers.start
+    for module, _ in stored.spec.linears.items():
+        if layer_of(module) in layers:
+            merged = (overlays or {}).get(module)
+            weight = stored.int4(module) if merged is None else merged
+            _replace(model, shift_layer(module, -first), _linear(weight, stored.bias(module), dtype, dense))
+    _assign(model, stored, first, dtype)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+    model.requires_grad_(False)
+    model.eval()
+    left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if left:
+        raise UnsupportedError(f"{config.model_type}: the stored base has no {', '.join(left[:5])}")
+    return TrainingBase(stored, model.to(device), first, dtype)
+
+
+def _linear(weight: Int4Weight | Tensor, bias: Tensor | None, dtype: torch.dtype, dense: bool) -> nn.Module:
+    if isinstance(weight, Int4Weight):
+        if not dense:
+            return Int4Linear(weight, bias)
+        weight = weight.dequantize(dtype)
+    return DenseLinear(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _assign(model: Any, stored: StoredBase, first: int, dtype: torch.dtype) -> None:
+    """Gives every parameter that is still on the meta device its stored values: embedding, norms, an untied head."""
+    embedding = nn.Parameter(stored.embedding(dtype), requires_grad=False)
+    tied = model.config.tie_word_embeddings
+    names = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    for name in names:
+        if name == "model.embed_tokens.weight" or (tied and name == "lm_head.weight"):
+            value = embedding
+        else:
+            value = nn.Parameter(stored.dense(shift_layer(name, first), dtype), requires_grad=False)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, value)
+    model.lm_head.weight = embedding if tied else model.lm_head.weight

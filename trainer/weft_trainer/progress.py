@@ -1,0 +1,112 @@
+"""How a run tells people where it is. Knows nothing of models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINES_PER_TASK = 10
+
+
+class Task(Protocol):
+    """One piece of work with a known number of steps."""
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """`steps` more are done; `note` (loss, tokens/s) replaces the last one."""
+        ...
+
+
+class Reporter(Protocol):
+    """Where a run reports to."""
+
+    def message(self, text: str) -> None:
+        """One line worth keeping."""
+        ...
+
+    def task(self, label: str, total: int) -> _TaskContext:
+        """A piece of work, for as long as the context lasts."""
+        ...
+
+
+class _TaskContext(Protocol):
+    def __enter__(self) -> Task: ...
+    def __exit__(self, *exception: object) -> bool | None: ...
+
+
+class QuietReporter:
+    """Says nothing. For tests and programs."""
+
+    def message(self, text: str) -> None:
+        """See `Reporter.message`."""
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        """See `Reporter.task`."""
+        yield _Silent()
+
+
+class ConsoleReporter:
+    """A progress bar with note and time left on a terminal; about ten lines a task where there is none."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+
+    def message(self, text: str) -> None:
+        """See `Reporter.message`."""
+        self._console.print(text, markup=False, highlight=False)
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        """See `Reporter.task`."""
+        if not self._console.is_terminal:
+            yield _Lines(self._console, label, total)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            yield _Bar(progress, label, total)
+
+
+class _Silent:
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, progress: Progress, label: str, total: int) -> None:
+        self._progress = progress
+        self._id = progress.add_task(label, total=total, note="")
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        if note is None:
+            self._progress.update(self._id, advance=steps)
+        else:
+            self._progress.update(self._id, advance=steps, note=note)
+
+
+class _Lines:
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        self._console, self._label, self._total = console, label, total
+        self._done, self._note, self._start = 0, "", time.monotonic()
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        before = self._done * _LINES_PER_TASK // self._total
+        self._done += steps
+        self._note = note if note is not None else self._note
+        if self._done * _LINES_PER_TASK // self._total > before:
+            left_s = (time.monotonic() - self._start) / self._done * (self._total - self._done)
+            note = f"  {self._note}" if self._note else ""
+            line = f"{self._label} {self._done}/{self._total}{note}  {left_s:.0f} s left"
+            self._console.print(line, markup=False, highlight=False)
