@@ -13,7 +13,9 @@ from torch import Tensor
 from weft_adapters.base import layout
 from weft_adapters.base.config import ModelConfig
 from weft_adapters.base.store import MODEL_FILE
+from weft_adapters.base.writer import table_entry
 from weft_adapters.int4 import Int4Weight
+from weft_registry import canonical, digest
 from weft_registry.base import BaseSpec
 from weft_registry.errors import CorruptionError, InvalidInputError, NotFoundError
 
@@ -91,6 +93,16 @@ class StoredBase:
     def head(self, dtype: torch.dtype) -> Tensor:
         """The output projection (vocabulary, hidden): the embedding where the config ties them."""
         return self.embedding(dtype) if self.config.tie_word_embeddings else self.dense(layout.HEAD, dtype)
+
+    def verify(self) -> None:
+        """Reads every byte of the weights and compares with the fingerprint. Raises `CorruptionError` when they differ.
+
+        Opening does not do this: it would read the whole file before the first tensor is needed.
+        """
+        table = [table_entry(name, self.tensor(name)) for name in sorted(self._names)]
+        found = digest.of_bytes(canonical.dumps(table))
+        if found != self.spec.fingerprint.weights_sha256:
+            raise _damaged(self.path, f"the weights have digest {found}, not {self.spec.fingerprint.weights_sha256}")
 
     def _check_tensors(self) -> None:
         expected: dict[str, tuple[int, ...]] = {}

@@ -28,6 +28,20 @@ DTYPE_NAMES = {
 """safetensors' names of the dtypes a stored base may hold."""
 
 
+def table_entry(name: str, tensor: Tensor) -> dict[str, Any]:
+    """One row of the table that a fingerprint is taken over: name, dtype, shape, digest of the little-endian bytes."""
+    return {
+        "name": name,
+        "dtype": DTYPE_NAMES[tensor.dtype],
+        "shape": list(tensor.shape),
+        "sha256": digest.of_bytes(_data(tensor)),
+    }
+
+
+def _data(tensor: Tensor) -> memoryview:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 class SafetensorsWriter:
     """Owns one file being written. `table` is complete once every planned tensor was added."""
 
@@ -55,15 +69,9 @@ class SafetensorsWriter:
         dtype, shape = self._plan[name]
         if (tensor.dtype, tuple(tensor.shape)) != (dtype, tuple(shape)) or name in self._entries:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} is not the planned {dtype} {shape}")
-        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._file.seek(self._data_start + self._offsets[name])
-        self._file.write(data)
-        self._entries[name] = {
-            "name": name,
-            "dtype": DTYPE_NAMES[dtype],
-            "shape": list(shape),
-            "sha256": digest.of_bytes(data),
-        }
+        self._file.write(_data(tensor))
+        self._entries[name] = table_entry(name, tensor)
 
     def table(self) -> list[dict[str, Any]]:
         """(name, dtype, shape, sha256) of every tensor, sorted by name. `ValueError` while one is missing."""

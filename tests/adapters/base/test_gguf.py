@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from weft_adapters.base import layout
+from weft_adapters.base import add_base, layout
 from weft_adapters.base.gguf import read_gguf
 from weft_adapters.base.q4 import split_q4_1, split_q8_0, unpermute_rows
+from weft_registry.base import BaseStore
 from weft_registry.errors import InvalidInputError, UnsupportedError
+from weft_registry.home import Home
 
 HIDDEN, INNER, HEADS, KV_HEADS, VOCABULARY = 64, 96, 4, 2, 40
 SHAPES = {
@@ -208,6 +211,14 @@ def test_truncated_files_are_refused(keep: float, tmp_path: Path) -> None:
     path.write_bytes(data[: int(keep if isinstance(keep, int) else keep * len(data))])
     with pytest.raises(InvalidInputError, match=r"m\.gguf: not a whole GGUF file"):
         read_gguf(path, 32)
+
+
+def test_without_transformers_the_import_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, home = GgufFile().write(tmp_path / "m.gguf"), Home(tmp_path / "home")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'weft\[train\]'"):
+        add_base(home, "b", str(path), report=str)
+    assert BaseStore(home.bases).names() == []
 
 
 def test_another_group_size_is_refused(tmp_path: Path) -> None:

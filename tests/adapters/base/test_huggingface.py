@@ -119,6 +119,20 @@ def test_the_tokenizer_and_its_template_come_along(tiny_base: Any) -> None:
     assert tokenizer.token_to_id(settings["eos_token"]) in stored.config.eos_token_ids
 
 
+def test_a_tokenizer_without_tokenizer_json_is_converted(tmp_path: Path, tiny_source: Source) -> None:
+    source = copy(tiny_source("llama"), tmp_path / "model")
+    whole = Tokenizer.from_file(str(source / "tokenizer.json"))
+    whole.model.save(str(source))
+    (source / "tokenizer.json").unlink()
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "GPT2Tokenizer"}))
+    home = Home(tmp_path / "home")
+    add_base(home, "b", str(source), report=quiet)
+    converted = Tokenizer.from_file(str(home.bases / "b" / "tokenizer.json"))
+    text = "The capital of France<|im_end|>"
+    assert converted.encode(text).ids == whole.encode(text).ids
+
+
 def test_generation_config_adds_its_end_tokens(tmp_path: Path, tiny_source: Source) -> None:
     source = copy(tiny_source("llama"), tmp_path / "model")
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))

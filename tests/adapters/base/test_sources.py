@@ -100,7 +100,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = self.path.partition("?")[0].strip("/").split("/")
         type(self).requested.append(self.path)
-        if parts[:4] == ["api", "models", "org", "model"] and parts[4:] in ([], ["revision", "v1"]):
+        if parts[:4] == ["api", "models", "org", "model"] and parts[4:] in (
+            [],
+            ["revision", "main"],
+            ["revision", "v1"],
+        ):
             siblings = [{"rfilename": name} for name in FILES]
             self._answer(json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode())
         elif parts[:4] == ["api", "models", "org", "model"] and parts[4:] == ["tree", COMMIT]:

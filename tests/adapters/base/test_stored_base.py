@@ -110,6 +110,16 @@ def test_a_damaged_base_is_refused(harm: Callable[[Path], Any], said: str, copie
         StoredBase.open(copied)
 
 
+def test_verify_finds_one_changed_byte_of_the_weights(copied: Path) -> None:
+    StoredBase.open(copied).verify()
+    path = copied / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match="the weights have digest"):
+        StoredBase.open(copied).verify()
+
+
 def test_importing_the_same_model_at_once_gives_one_base(tmp_path: Path, tiny_source: Callable[..., Path]) -> None:
     home, source = Home(tmp_path / "home"), str(tiny_source())
     specs: list[BaseSpec] = []

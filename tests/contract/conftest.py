@@ -1,0 +1,125 @@
+"""The engines that the contract holds for, over one tiny base, and a way to wait for their events."""
+
+import queue
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.subjects import RandomAdapter
+from tests.tiny_models import AddedBase
+from weft_registry import artifact
+from weft_server.engine import (
+    AdapterHandle,
+    Engine,
+    EngineEvent,
+    EngineRequest,
+    FailEvent,
+    FinishEvent,
+    Sampling,
+    TokenEvent,
+)
+from weft_server.torch_engine.engine import TorchEngine, TorchEngineOptions
+
+MakeEngine = Callable[..., "Harness"]
+
+
+class Harness:
+    """One started engine and its events, by request."""
+
+    def __init__(self, engine: Engine, base: AddedBase, directory: Path) -> None:
+        self.engine = engine
+        self.base = base
+        self._directory = directory
+        self._arrived: queue.Queue[EngineEvent] = queue.Queue()
+        self._events: dict[str, list[EngineEvent]] = {}
+        engine.start(self._deliver)
+
+    def _deliver(self, events: Sequence[EngineEvent]) -> None:
+        for event in events:
+            self._arrived.put(event)
+
+    def submit(self, prompt: Sequence[int], adapter: AdapterHandle | None = None, **fields: Any) -> str:
+        """Submits a greedy request for 8 tokens, unless `fields` say otherwise; answers its id."""
+        values: dict[str, Any] = {
+            "request_id": uuid.uuid4().hex,
+            "token_ids": tuple(prompt),
+            "adapter": adapter,
+            "sampling": Sampling(),
+            "max_new_tokens": 8,
+            "min_new_tokens": 0,
+            "stop_token_ids": frozenset(),
+            "logprobs": None,
+            **fields,
+        }
+        self.engine.submit(EngineRequest(**values))
+        return str(values["request_id"])
+
+    def wait(self, request_id: str, *, count: int | None = None) -> list[EngineEvent]:
+        """The request's events up to its last one, or the first `count` of them."""
+        while True:
+            known = self._events.setdefault(request_id, [])
+            if count is not None and len(known) >= count:
+                return known[:count]
+            if known and not isinstance(known[-1], TokenEvent):
+                return known
+            event = self._arrived.get(timeout=60)
+            self._events.setdefault(event.request_id, []).append(event)
+
+    def tokens(self, request_id: str) -> list[int]:
+        """The tokens of a request that finishes well."""
+        events = self.wait(request_id)
+        assert isinstance(events[-1], FinishEvent), events[-1]
+        return [event.token_id for event in events if isinstance(event, TokenEvent)]
+
+    def failure(self, request_id: str) -> FailEvent:
+        """The last event of a request that does not."""
+        event = self.wait(request_id)[-1]
+        assert isinstance(event, FailEvent), event
+        return event
+
+    def bind(self, adapter: RandomAdapter) -> AdapterHandle:
+        """Writes the adapter as an artifact and binds it."""
+        directory = self._directory / adapter.digest[7:19]
+        if not directory.exists():
+            adapter.write(directory, self.base.stored.spec, "test/random")
+        manifest = artifact.read(directory)
+        return self.engine.bind(directory, manifest, manifest.digest())
+
+
+@pytest.fixture(params=["torch"])
+def make_engine(
+    request: pytest.FixtureRequest, tiny_base: Callable[..., AddedBase], tmp_path: Path
+) -> Iterator[MakeEngine]:
+    """`make_engine(**options)`: a started engine of each implementation, closed afterwards."""
+    made: list[Engine] = []
+
+    def make(**options: Any) -> Harness:
+        base = tiny_base()
+        values: dict[str, Any] = {
+            "device": torch.device("cpu"),
+            "dtype": torch.float32,
+            "copies": False,
+            "max_batch_size": 8,
+            "max_prefill_tokens": 256,
+            "max_waiting": 64,
+            "kv_bytes": 64 << 20,
+            "overlay_bytes": 64 << 20,
+            **options,
+        }
+        engine = TorchEngine(base.stored, TorchEngineOptions(**values))
+        made.append(engine)
+        return Harness(engine, base, tmp_path / f"adapters-{len(made)}")
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def harness(make_engine: MakeEngine) -> Harness:
+    """An engine with the usual options."""
+    return make_engine()

@@ -1,0 +1,244 @@
+"""What every engine promises, whatever computes inside it."""
+
+import dataclasses
+import random
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.oracles import dense_model
+from benchmarks.subjects import RandomAdapter, random_adapter
+from tests.contract.conftest import Harness, MakeEngine
+from weft_registry import artifact
+from weft_registry.errors import (
+    ExhaustedError,
+    InvalidInputError,
+    PreconditionError,
+    UnavailableError,
+)
+from weft_server.engine import FinishEvent, FinishReason, Sampling, TokenEvent
+
+KINDS = ("lora", "qalora", "prefix")
+
+
+def adapter(harness: Harness, kind: str, seed: int = 1) -> RandomAdapter:
+    return random_adapter(kind, harness.base.stored.spec, seed, strength=0.3)
+
+
+def test_greedy_tokens_are_those_of_transformers(harness: Harness) -> None:
+    prompt = [3, 1, 4, 1, 5, 9]
+    tokens = harness.tokens(harness.submit(prompt))
+    out = dense_model(harness.base.stored).generate(
+        torch.tensor([prompt]), max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0
+    )
+    assert tokens == out[0, len(prompt) :].tolist()
+
+
+def test_a_request_joins_a_running_batch_and_both_answer_as_alone(make_engine: MakeEngine) -> None:
+    alone = make_engine()
+    handles = [alone.bind(adapter(alone, kind)) for kind in KINDS]
+    prompts = [[7, 8, 9], [10, 11], [12, 13, 14, 15]]
+    expected = [alone.tokens(alone.submit(p, h, max_new_tokens=24)) for p, h in zip(prompts, handles, strict=True)]
+    together = make_engine()
+    handles = [together.bind(adapter(together, kind)) for kind in KINDS]
+    ids = []
+    for prompt, handle in zip(prompts, handles, strict=True):
+        ids.append(together.submit(prompt, handle, max_new_tokens=24))
+        together.wait(ids[-1], count=3)
+    assert [together.tokens(request_id) for request_id in ids] == expected
+
+
+def test_more_requests_than_the_batch_holds_all_finish(make_engine: MakeEngine) -> None:
+    harness = make_engine(max_batch_size=2)
+    ids = [harness.submit([i + 1, i + 2], max_new_tokens=1 + i % 5) for i in range(12)]
+    assert [len(harness.tokens(request_id)) for request_id in ids] == [1 + i % 5 for i in range(12)]
+
+
+def test_a_stop_token_ends_a_request_and_min_new_tokens_holds_it_off(harness: Harness) -> None:
+    free = harness.tokens(harness.submit([3, 1, 4]))
+    stop = free[2]
+    at = free.index(stop)
+    request_id = harness.submit([3, 1, 4], stop_token_ids=frozenset({stop}))
+    assert harness.tokens(request_id) == free[: at + 1]
+    assert harness.wait(request_id)[-1] == FinishEvent(request_id, FinishReason.EOS_TOKEN)
+    later = harness.tokens(harness.submit([3, 1, 4], stop_token_ids=frozenset({stop}), min_new_tokens=6))
+    assert stop not in later[:6]
+    assert len(later) >= 6
+
+
+def test_a_seed_reproduces_a_sample_whoever_else_is_in_the_batch(harness: Harness) -> None:
+    def ask(seed: int) -> str:
+        return harness.submit([3, 1, 4], sampling=Sampling(1.5, 40, 0.95, seed), max_new_tokens=16)
+
+    first = harness.tokens(ask(7))
+    others = [harness.submit([i + 1], sampling=Sampling(2.0)) for i in range(4)]
+    again, different = ask(7), ask(8)
+    assert harness.tokens(again) == first
+    assert harness.tokens(different) != first
+    assert all(harness.tokens(other) for other in others)
+
+
+def test_logprobs_are_the_log_softmax_of_the_reference(harness: Harness) -> None:
+    prompt = [3, 1, 4, 1]
+    events = harness.wait(harness.submit(prompt, logprobs=3, max_new_tokens=2))
+    with torch.inference_mode():
+        logits = dense_model(harness.base.stored)(input_ids=torch.tensor([prompt])).logits[0, -1]
+    expected = torch.log_softmax(logits, -1)
+    first = events[0]
+    assert isinstance(first, TokenEvent)
+    assert first.logprobs is not None
+    assert first.logprobs.chosen == pytest.approx(float(expected[first.token_id]), abs=1e-3)
+    top = expected.topk(3)
+    assert [token for token, _ in first.logprobs.top] == top.indices.tolist()
+    assert [value for _, value in first.logprobs.top] == pytest.approx(top.values.tolist(), abs=1e-3)
+
+
+def test_cancelling_frees_a_request_and_disturbs_no_other(harness: Harness) -> None:
+    expected = harness.tokens(harness.submit([5, 6], max_new_tokens=40))
+    doomed = harness.submit([3, 1, 4], max_new_tokens=200)
+    other = harness.submit([5, 6], max_new_tokens=40)
+    harness.wait(doomed, count=2)
+    harness.engine.cancel(doomed)
+    assert harness.failure(doomed).error is None
+    assert harness.tokens(other) == expected
+    harness.engine.cancel("never heard of")
+
+
+def test_a_queue_that_is_full_refuses_and_says_when_to_return(make_engine: MakeEngine) -> None:
+    harness = make_engine(max_batch_size=1, max_waiting=3)
+    running = harness.submit([1], max_new_tokens=240)
+    harness.wait(running, count=1)
+    waiting = [harness.submit([2]) for _ in range(3)]
+    with pytest.raises(ExhaustedError, match="waiting") as caught:
+        harness.submit([3])
+    assert caught.value.retry_after_s
+    harness.engine.cancel(running)
+    assert all(len(harness.tokens(request_id)) == 8 for request_id in waiting)
+
+
+def test_a_request_that_can_never_fit_is_refused_with_both_numbers(make_engine: MakeEngine) -> None:
+    harness = make_engine(kv_bytes=100_000)
+    with pytest.raises(ExhaustedError, match=r"may reach 207 tokens.*100000"):
+        harness.submit([1] * 8, max_new_tokens=200)
+    assert len(harness.tokens(harness.submit([1]))) == 8
+
+
+def test_requests_beyond_the_cache_wait_for_room(make_engine: MakeEngine) -> None:
+    harness = make_engine(kv_bytes=70_000)
+    ids = [harness.submit([i + 1], max_new_tokens=8) for i in range(6)]
+    assert all(len(harness.tokens(request_id)) == 8 for request_id in ids)
+
+
+def test_an_adapter_whose_numbers_are_not_finite_fails_only_its_own_requests(harness: Harness) -> None:
+    poisoned = adapter(harness, "lora", 3)
+    for tensor in poisoned.tensors.values():
+        tensor[:] = 3e38
+    handle = harness.bind(poisoned)
+    expected = harness.tokens(harness.submit([5, 6]))
+    bad = harness.submit([1, 2], handle)
+    good = harness.submit([5, 6])
+    error = harness.failure(bad).error
+    assert error is not None
+    assert error.reason == "NOT_FINITE"
+    assert harness.tokens(good) == expected
+    # The cache row that held the NaN is reused.
+    assert harness.tokens(harness.submit([5, 6])) == expected
+
+
+@pytest.mark.parametrize("kind", ["lora", "qalora"])
+def test_merging_in_mid_flight_disturbs_nobody(kind: str, harness: Harness) -> None:
+    handles = [harness.bind(adapter(harness, k, s)) for k, s in ((kind, 1), ("lora", 2), ("prefix", 1))]
+    wearers = [*handles, None]
+    expected = [harness.tokens(harness.submit([9, 8, 7], h, max_new_tokens=40)) for h in wearers]
+    ids = [harness.submit([9, 8, 7], h, max_new_tokens=40) for h in wearers]
+    harness.wait(ids[0], count=5)
+    outcome = harness.engine.merge(handles[0])
+    assert outcome.overlay_bytes == harness.engine.overlay_bytes > 0
+    assert harness.engine.merged is handles[0]
+    assert [harness.tokens(request_id) for request_id in ids] == expected
+    again = [harness.submit([9, 8, 7], h, max_new_tokens=40) for h in wearers]
+    harness.wait(again[0], count=5)
+    harness.engine.unmerge()
+    assert harness.engine.merged is None
+    assert harness.engine.overlay_bytes == 0
+    assert [harness.tokens(request_id) for request_id in again] == expected
+    with pytest.raises(PreconditionError, match="no adapter is merged"):
+        harness.engine.unmerge()
+
+
+def test_merging_another_adapter_replaces_the_first(harness: Harness) -> None:
+    first, second = (harness.bind(adapter(harness, "qalora", seed)) for seed in (1, 2))
+    expected = [harness.tokens(harness.submit([4, 2], h)) for h in (first, second)]
+    harness.engine.merge(first)
+    harness.engine.merge(second)
+    assert harness.engine.merged is second
+    assert [harness.tokens(harness.submit([4, 2], h)) for h in (first, second)] == expected
+
+
+def test_an_adapter_with_a_tensor_too_many_or_too_few_is_refused_by_name(harness: Harness) -> None:
+    extra = adapter(harness, "lora", 5)
+    extra.tensors["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = torch.zeros(8, 64)
+    with pytest.raises(InvalidInputError, match=r"layers\.9\.self_attn.*binds to nothing"):
+        harness.bind(extra)
+    missing = adapter(harness, "lora", 6)
+    name = min(missing.tensors)
+    del missing.tensors[name]
+    with pytest.raises(InvalidInputError, match="expected, but not in the file"):
+        harness.bind(missing)
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_fingerprints(harness: Harness, tmp_path: Path) -> None:
+    other = adapter(harness, "lora", 7)
+    spec = harness.base.stored.spec
+    theirs = dataclasses.replace(spec.fingerprint, weights_sha256="sha256:" + "f" * 64)
+    directory = tmp_path / "other-base"
+    other.write(directory, dataclasses.replace(spec, fingerprint=theirs), "test/other")
+    with pytest.raises(PreconditionError) as caught:
+        harness.engine.bind(directory, artifact.read(directory), "sha256:" + "1" * 64)
+    assert theirs.weights_sha256 in caught.value.message
+    assert spec.fingerprint.weights_sha256 in caught.value.message
+
+
+def test_a_prefix_takes_its_place_in_the_context(harness: Harness) -> None:
+    handle = harness.bind(adapter(harness, "prefix"))
+    assert harness.engine.context_room(None) - harness.engine.context_room(handle) == 16
+
+
+def test_closing_fails_what_runs_and_refuses_what_comes(make_engine: MakeEngine) -> None:
+    harness = make_engine()
+    running = harness.submit([1], max_new_tokens=240)
+    harness.wait(running, count=1)
+    assert harness.engine.alive
+    harness.engine.close()
+    assert isinstance(harness.failure(running).error, UnavailableError)
+    assert not harness.engine.alive
+    with pytest.raises(UnavailableError):
+        harness.submit([1])
+
+
+def test_submitting_and_cancelling_from_many_threads_leaves_nothing_behind(harness: Harness) -> None:
+    handles = [None, *(harness.bind(adapter(harness, kind)) for kind in KINDS)]
+    ids: list[str] = []
+
+    def flood(seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(10):
+            request_id = harness.submit(
+                [dice.randrange(500)], dice.choice(handles), max_new_tokens=dice.randrange(1, 20)
+            )
+            ids.append(request_id)
+            if dice.random() < 0.5:
+                harness.engine.cancel(request_id)
+
+    threads = [threading.Thread(target=flood, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for request_id in ids:
+        last = harness.wait(request_id)[-1]
+        assert isinstance(last, FinishEvent) or getattr(last, "error", 1) is None
+    # Everything that was reserved is free again: the next request fits as the first did.
+    assert len(harness.tokens(harness.submit([1]))) == 8

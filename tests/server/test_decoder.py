@@ -1,0 +1,75 @@
+"""The decoder against transformers: every architecture, ragged batches, prefill and decode."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.engines import Tracer
+from benchmarks.oracles import dense_model
+from tests.tiny_models import AddedBase
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, untied, biased": ("llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+    "llama, llama3 rope": ("llama", {"rope_parameters": LLAMA3_ROPE}),
+    "llama, linear rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+    ),
+    "llama, no grouping": ("llama", {"num_key_value_heads": 4}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral, window shorter than the prompt": ("mistral", {"sliding_window": 8}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers_in_float32(variant: str, tiny_base: Callable[..., AddedBase]) -> None:
+    arch, overrides = VARIANTS[variant]
+    stored = tiny_base(arch, **overrides).stored
+    generator = torch.Generator().manual_seed(0)
+    # Rows long and short enough to lie in cache arenas of different lengths.
+    prompts = [torch.randint(0, stored.config.vocab_size, (n,), generator=generator).tolist() for n in (1, 5, 23, 70)]
+    new = 12
+    traces = Tracer(stored).run(prompts, [None] * len(prompts), new)
+    reference = dense_model(stored)
+    for prompt, trace in zip(prompts, traces, strict=True):
+        ids = torch.tensor([prompt + trace.tokens[:-1]])
+        with torch.inference_mode():
+            expected = reference(input_ids=ids).logits[0, len(prompt) - 1 :]
+        torch.testing.assert_close(trace.logits_SV, expected, rtol=1e-4, atol=1e-4)
+        assert expected.argmax(-1).tolist() == trace.tokens
+
+
+def test_bfloat16_stays_close_to_float32(tiny_base: Callable[..., AddedBase]) -> None:
+    stored = tiny_base().stored
+    prompts = [[1, 2, 3, 4, 5], [7, 8, 9]]
+    exact = Tracer(stored).run(prompts, [None, None], 1)
+    for copies in (True, False):
+        rounded = Tracer(stored, torch.bfloat16, copies=copies).run(prompts, [None, None], 1)
+        for a, b in zip(exact, rounded, strict=True):
+            scale = a.logits_SV.abs().max()
+            assert (a.logits_SV - b.logits_SV).abs().max() < 0.05 * scale
+
+
+@pytest.mark.real
+def test_the_real_base_continues_as_transformers_does(real_base: AddedBase) -> None:
+    stored = real_base.stored
+    reference = dense_model(stored)
+    prompts = [[504, 3575, 282, 4649, 314], [28, 665, 260, 2240]]
+    traces = Tracer(stored).run(prompts, [None, None], 16)
+    for prompt, trace in zip(prompts, traces, strict=True):
+        with torch.inference_mode():
+            out = reference.generate(torch.tensor([prompt]), max_new_tokens=16, min_new_tokens=16, do_sample=False)
+        assert out[0, len(prompt) :].tolist() == trace.tokens
