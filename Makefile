@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 		rm -rf $(VENV) && mkdir $(VENV) && touch $(UNDONE) && $(PYTHON) -m venv $(VENV) || { \
 			echo "could not make $(VENV) (on Debian: apt-get install python3-venv); then run make again"; exit 1; }; \
 	else echo "[1/3] the virtual environment in $(VENV) is there"; fi
-	@touch $(UNDONE)
+	@touch $(UNDONE) && rm -f $@
 	@echo "[2/3] installing $(TORCH) (by far the largest download)"
 	@# First and alone: what follows then finds this build of it installed and keeps it.
 	@$(INSTALL) $(TORCH)
@@ -87,7 +87,7 @@ format: $(STAMP) ## Format the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 docs-cli: $(STAMP) ## Write the command line's help into docs/cli.md
-	@$(BIN)/python -m weft_client.cli.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+	@$(BIN)/python -m weft_client.cli.reference docs/cli.md
 
 # To move a pin: change or delete its line in constraints.txt, then run this.
 lock: $(STAMP) ## Pin what is installed now, into constraints.txt

@@ -64,7 +64,12 @@ def bind(
             tensors = {name: file.get_tensor(name).to(device=device, dtype=dtype) for name in found}
     except (SafetensorError, OSError) as error:
         raise CorruptionError(f"adapter {manifest.name!r}: {WEIGHTS_FILE} cannot be read: {error}") from error
-    return Adapter(digest or manifest.digest(), kind, params, tensors)
+    infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if infinite:
+        raise InvalidInputError(f"adapter {manifest.name!r}: {infinite[0]} is not finite in {dtype}")
+    adapter = Adapter(digest or manifest.digest(), kind, params, tensors)
+    kind.check(adapter)
+    return adapter
 
 
 def _check(manifest: Manifest, expected: dict[str, Any], found: dict[str, tuple[str, tuple[int, ...]]]) -> None:

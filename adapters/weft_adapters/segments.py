@@ -34,7 +34,7 @@ class Segments:
         self._lists = rows
         self._adapter_of_row = tuple(adapter_of_row)
         self._rows: dict[int, slice | Tensor] = {}
-        self._masks: dict[tuple[object, torch.dtype], Tensor] = {}
+        self._foreign: dict[object, Tensor] = {}
 
     @cached_property
     def adapter_T(self) -> Tensor:
@@ -51,14 +51,12 @@ class Segments:
             self._rows[index] = found
         return found
 
-    def mask(self, owner_R: Tensor, layout: object, dtype: torch.dtype) -> Tensor:
-        """(T, R): 1 where rank column r belongs to row t's adapter, else 0.
+    def foreign(self, owner_R: Tensor, layout: object) -> Tensor:
+        """bool (T, R): whether rank column r belongs to another adapter than row t's.
 
         `layout` identifies `owner_R` by value, so that the many sites with one layout share one mask.
         """
-        key = (layout, dtype)
-        found = self._masks.get(key)
+        found = self._foreign.get(layout)
         if found is None:
-            found = (self.adapter_T[:, None] == owner_R[None, :]).to(dtype)
-            self._masks[key] = found
+            found = self._foreign[layout] = self.adapter_T[:, None] != owner_R[None, :]
         return found

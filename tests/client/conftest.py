@@ -4,6 +4,7 @@ inference server that answers from a script so that no test needs a model.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import struct
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -25,8 +27,10 @@ from grpc_status.rpc_status import to_status
 
 from weft.v1 import inference_pb2 as pb
 from weft.v1 import inference_pb2_grpc as services
+from weft.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from weft_client.cli.app import app
 from weft_registry.base import BaseFingerprint, BaseSpec, QuantSpec
+from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (
     ExhaustedError,
     InvalidInputError,
@@ -36,7 +40,8 @@ from weft_registry.errors import (
     WeftError,
 )
 from weft_registry.home import Home
-from weft_registry.status import to_rpc_status
+from weft_registry.service import RegistryServicer
+from weft_registry.status import ErrorInterceptor, to_rpc_status
 
 HIDDEN, GROUP, RANK = 64, 32, 4
 MODULES = tuple(f"model.layers.{layer}.self_attn.{leaf}" for layer in range(2) for leaf in ("q_proj", "v_proj"))
@@ -169,6 +174,8 @@ class Scripted(services.InferenceServiceServicer, services.AdapterAdminServiceSe
     """Set when a request that never ends has sent its first chunk."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when such a request was cancelled."""
+    release: threading.Event = field(default_factory=threading.Event)
+    """Set by a test that wants such a request to go on."""
 
     def Generate(self, request: pb.GenerateRequest, context: grpc.ServicerContext) -> pb.GenerateResponse:
         chunks = list(self.GenerateStream(request, context))
@@ -206,7 +213,11 @@ class Scripted(services.InferenceServiceServicer, services.AdapterAdminServiceSe
             yield pb.GenerateStreamResponse(text="tick ", token_ids=[1])
             self.started.set()
             # Ends when the call does; the limit only keeps a failing test from hanging.
-            self.cancelled.wait(30)
+            for _ in range(600):
+                if self.cancelled.wait(0.05):
+                    break
+                if self.release.is_set():
+                    yield pb.GenerateStreamResponse(text="tock ", token_ids=[2])
             return
         words = ["Red", " fox", " \x1b[31mruns", "."]
         if request.prompt == "half":
@@ -298,3 +309,27 @@ def server(monkeypatch: pytest.MonkeyPatch, home: Home) -> Generator[Running]:
     yield Running(target, script)
     script.cancelled.set()
     grpc_server.stop(None).wait()
+
+
+@pytest.fixture
+def registry_server(tmp_path: Path, base: BaseSpec) -> Generator[str]:
+    """A registry server, as `weft serve` has it, on a free port and with a home of its own. Yields HOST:PORT."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    registry = EmbeddedRegistry(Home(tmp_path / "remote-home"))
+
+    async def start() -> tuple[grpc.aio.Server, int]:
+        grpc_server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+        add_RegistryServiceServicer_to_server(RegistryServicer(registry), grpc_server)
+        port = grpc_server.add_insecure_port("127.0.0.1:0")
+        await grpc_server.start()
+        return grpc_server, port
+
+    grpc_server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    yield f"127.0.0.1:{port}"
+    asyncio.run_coroutine_threadsafe(grpc_server.stop(None), loop).result(30)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    registry.close()

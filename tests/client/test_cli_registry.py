@@ -301,7 +301,8 @@ def test_control_characters_of_strangers_never_reach_the_terminal(
     weft: Weft, pushed: dict[str, str], home: Home
 ) -> None:
     weft("yank", "acme/topics:v2", "--reason", "\x1b[2Jgone")
-    assert "\x1b" not in weft("show", f"acme/topics@{pushed['v2']}").stdout
+    shown = weft("show", f"acme/topics@{pushed['v2']}").stdout
+    assert "\ufffd[2Jgone" in shown
 
 
 def test_a_damaged_home_is_an_error_and_no_traceback(weft: Weft, home: Home) -> None:

@@ -134,7 +134,7 @@ def test_requests_beyond_the_cache_wait_for_room(make_engine: MakeEngine) -> Non
 def test_an_adapter_whose_numbers_are_not_finite_fails_only_its_own_requests(harness: Harness) -> None:
     poisoned = adapter(harness, "lora", 3)
     for tensor in poisoned.tensors.values():
-        tensor[:] = 3e38
+        tensor[:] = 1e37
     handle = harness.bind(poisoned)
     expected = harness.tokens(harness.submit([5, 6]))
     bad = harness.submit([1, 2], handle)

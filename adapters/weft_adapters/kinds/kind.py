@@ -90,6 +90,9 @@ class Kind(ABC, Generic[ParamsT]):
         """The manifest's `kind`."""
         return self.schema.name
 
+    def check(self, adapter: Adapter[ParamsT]) -> None:
+        """Raises `InvalidInputError` if the bound numbers cannot be computed with beside others'."""
+
     def pack(self, adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> LinearPack | None:
         """LINEAR site: stacks the weights of the active adapters there.
 

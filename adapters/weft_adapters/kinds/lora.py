@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weft_adapters.int4 import Int4Weight
 from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite
-from weft_adapters.kinds.low_rank import low_rank_factors, pack_low_rank
+from weft_adapters.kinds.low_rank import check_scaling, low_rank_factors, pack_low_rank
 from weft_registry.kinds.lora import LoraSchema
 from weft_registry.kinds.low_rank import LowRankParams
 
@@ -19,6 +19,10 @@ class Lora(Kind[LowRankParams]):
 
     schema = LoraSchema()
     mergeable = True
+
+    def check(self, adapter: Adapter[Any]) -> None:
+        """See `Kind.check`."""
+        check_scaling(adapter)
 
     def pack(self, adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> LinearPack | None:
         """See `Kind.pack`."""

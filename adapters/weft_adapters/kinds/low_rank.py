@@ -20,6 +20,7 @@ from torch import Tensor
 
 from weft_adapters.kinds.kind import Adapter, LinearSite
 from weft_adapters.segments import Segments
+from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams
 
 # What one adapter's pair of calls costs beyond its arithmetic, as arithmetic: about 35 us at about 300 GFLOP/s,
@@ -68,7 +69,8 @@ class LowRankPack:
             h_TR = torch.mm(x_TK, self.a_RK.t())
             alone = len(owners) == 1 and sum(segments.counts[i] for i in owners) == segments.num_rows
             if not alone:
-                h_TR *= segments.mask(self.owner_R, self.layout, h_TR.dtype)
+                # Filled, not multiplied by zero: a neighbour's overflow times zero would be NaN in this row.
+                h_TR.masked_fill_(segments.foreign(self.owner_R, self.layout), 0)
             y_TN.addmm_(h_TR, self.b_RN)
             return
         for block in self.blocks:
@@ -117,8 +119,7 @@ def pack_low_rank(
             ranks = slice(start, start + a_rK.shape[0])
             start = ranks.stop
             a_parts.append(a_rK)
-            # The scaling is folded in once here, in float32, rather than into every step's product.
-            b_parts.append((b_Nr.float() * scaling).to(b_Nr.dtype))
+            b_parts.append(_scaled(b_Nr, scaling))
             blocks.append(_Block(index, ranks, outputs))
             pool_size = pool(adapter.params)
     if not blocks:
@@ -138,3 +139,17 @@ def low_rank_factors(adapter: Adapter[Any], module: str) -> tuple[Tensor, Tensor
     if a_rK is None:
         return None
     return a_rK, adapter.tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"], adapter.params.scaling(module)
+
+
+def check_scaling(adapter: Adapter[Any]) -> None:
+    """Raises `InvalidInputError` if a scaled B overflows: in a shared product, zero times infinity would be NaN in the
+    rows of others."""
+    for module in adapter.params.target_modules:
+        factors = low_rank_factors(adapter, module)
+        if factors is not None and not torch.isfinite(_scaled(factors[1], factors[2])).all():
+            raise InvalidInputError(f"lora_B of {module} times its scaling of {factors[2]:g} is not finite")
+
+
+def _scaled(b_Nr: Tensor, scaling: float) -> Tensor:
+    # Folded in once here, in float32, rather than into every step's product.
+    return (b_Nr.float() * scaling).to(b_Nr.dtype)

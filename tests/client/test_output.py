@@ -1,0 +1,39 @@
+"""Numbers, times and strangers' text, as people read them."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from weft_client.cli.output import duration, moment, printable, short, size, timestamp
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.0 GiB"), (1 << 42, "4.0 TiB")],
+)
+def test_sizes(count: int, expected: str) -> None:
+    assert size(count) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0, "0 us"), (8e-5, "80 us"), (0.04, "40 ms"), (2.5, "2.5 s"), (600, "10 min")]
+)
+def test_durations(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
+
+
+def test_times_are_told_in_utc() -> None:
+    east = datetime(2026, 1, 31, 12, 0, 5, tzinfo=timezone(timedelta(hours=3)))
+    assert moment(east) == "2026-01-31 09:00Z"
+    assert timestamp(east) == "2026-01-31T09:00:05Z"
+    assert timestamp(datetime(2026, 1, 31, tzinfo=UTC)) == "2026-01-31T00:00:00Z"
+
+
+def test_a_short_digest_is_twelve_digits() -> None:
+    assert short("sha256:" + "0123456789abcdef" * 4) == "0123456789ab"
+
+
+@pytest.mark.parametrize("evil", ["\x1b[2J", "\x07", "\r", "\x9b31m", "\u202e", "\ud800"])
+def test_what_a_terminal_would_obey_is_replaced(evil: str) -> None:
+    assert printable(f"a{evil}b").startswith("a\ufffd")
+    assert printable("tab\tand\nline, ünïcödé, 漢字") == "tab\tand\nline, ünïcödé, 漢字"
