@@ -22,7 +22,9 @@ from weft_registry.peft_format import config_bytes, to_peft
 
 def dense_model(base: StoredBase, dtype: torch.dtype = torch.float32) -> Any:
     """transformers' model with the base's dequantized weights."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.tokenizer_dir), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        AutoConfig.from_pretrained(base.tokenizer_dir), dtype=dtype
+    )
     missing, unexpected = model.load_state_dict(dequantized_state_dict(base, dtype), strict=False)
     left = set(missing) - ({"lm_head.weight"} if base.config.tie_word_embeddings else set())
     if left or unexpected:
@@ -96,7 +98,8 @@ class Oracle:
                 def add(_: Any, args: Any, y: Tensor, a: Tensor = a, b: Tensor = b, s: float = scaling) -> Tensor:
                     x = args[0]
                     pooled = x.reshape(*x.shape[:-1], a.shape[1], -1).sum(-1)
-                    return y + s * (pooled @ a.t() @ b.t())
+                    delta: Tensor = s * (pooled @ a.t() @ b.t())
+                    return y + delta
 
                 module.register_forward_hook(add)
         return _logits(model(input_ids=batch))

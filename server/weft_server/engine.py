@@ -111,7 +111,9 @@ class MergeOutcome:
 
     overlay_bytes: int
     build_s: float
+    """Making the merged weights, beside the running steps."""
     switch_s: float
+    """From asking for the swap until it is in force: the rest of the step that is running."""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def generate(
             chunks.append(chunk)
             if not as_json:
                 # A terminal obeys escape sequences, and a model may write any; a file gets the text as it is.
-                click.echo(printable(chunk.text) if sys.stdout.isatty() else chunk.text, nl=False)
+                # `color` keeps click from removing them there.
+                click.echo(printable(chunk.text) if sys.stdout.isatty() else chunk.text, nl=False, color=True)
     completion = Completion.from_chunks(chunks)
     if as_json:
         echo_json(dataclasses.asdict(completion))

@@ -16,6 +16,8 @@ GAP = 2
 FOLDED_WIDTH = 12
 """What a column that may fold still needs to be readable."""
 
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
 
 @dataclass(frozen=True)
 class Column:
@@ -55,8 +57,11 @@ def echo_fields(fields: Iterable[tuple[str, str]]) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: it comes from strangers, and a terminal obeys escape sequences."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
+    """`text` without what a terminal obeys, for it comes from strangers: control characters and changes of direction.
+
+    Joiners stay: words of many scripts need them.
+    """
+    return "".join("\ufffd" if _obeyed(character) else character for character in text)
 
 
 def size(count: int) -> str:
@@ -91,6 +96,12 @@ def duration(seconds: float) -> str:
     if seconds < 1:
         return f"{seconds * 1e3:.0f} ms"
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _obeyed(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in _DIRECTIONS
 
 
 def _echo_plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:

@@ -214,12 +214,14 @@ class TorchEngine:
             return self._swap(None)
 
     def _swap(self, overlay: Overlay | None) -> float:
-        def assign() -> float:
-            begin = time.perf_counter()
-            self._overlay = overlay
-            return time.perf_counter() - begin
+        """Seconds from asking until the new weights are in force: the rest of the step that is running."""
 
-        return self._between_steps(assign)
+        def assign() -> None:
+            self._overlay = overlay
+
+        begin = time.perf_counter()
+        self._between_steps(assign)
+        return time.perf_counter() - begin
 
     def _between_steps(self, action: Callable[[], _T]) -> _T:
         """Has the step thread do something small between two steps, and waits for it."""
