@@ -7,16 +7,19 @@ first requests share one load, and a load never touches the step thread.
 from __future__ import annotations
 
 import asyncio
+import logging
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weft_registry.transfer import pull
-
 from weft_registry.api import RegistryApi, Version
 from weft_registry.errors import ExhaustedError, NotFoundError, PreconditionError
 from weft_registry.reference import Reference
+from weft_registry.transfer import pull
 from weft_server.engine import AdapterHandle, Engine, MergeOutcome
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -188,7 +191,15 @@ class Residency:
 
     def _load_blocking(self, version: Version, directory: Path) -> AdapterHandle:
         # Pulling verifies every file by its digest, those that are already there included.
-        pull(self._registry, version, directory)
+        try:
+            pull(self._registry, version, directory)
+        except PreconditionError as error:
+            if error.reason != "DESTINATION_EXISTS":
+                raise
+            # The directory is this server's own and is named by the digest: what it holds was changed on the disk.
+            _log.warning("%s: %s; fetching it again", version.adapter, error)
+            shutil.rmtree(directory)
+            pull(self._registry, version, directory)
         return self._engine.bind(directory, version.manifest, version.digest)
 
     def _settle(self, entry: _Entry) -> None:

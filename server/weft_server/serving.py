@@ -14,15 +14,15 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
-from weft_adapters.base.load import StoredBase
-from weft_registry.service import RegistryServicer
-from weft_registry.status import ErrorInterceptor
-from weft_registry.transfer import open_registry
 
 from weft.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
+from weft_adapters.base.load import StoredBase
 from weft_registry.base import BaseStore
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnavailableError, UnsupportedError
+from weft_registry.service import RegistryServicer
+from weft_registry.status import ErrorInterceptor
+from weft_registry.transfer import open_registry
 from weft_server.admin_service import AdapterAdminServicer
 from weft_server.bridge import EngineBridge
 from weft_server.completion import Completer
@@ -62,6 +62,7 @@ async def _serve(options: ServeOptions) -> None:
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
     settings = engine_options(options, spec)
     base = StoredBase.open(store.path(options.base))
+    base.verify()
     engine = TorchEngine(base, settings)
     registry = open_registry(options.home, options.registry)
     _say(

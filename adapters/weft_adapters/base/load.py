@@ -94,6 +94,13 @@ class StoredBase:
         """The output projection (vocabulary, hidden): the embedding where the config ties them."""
         return self.embedding(dtype) if self.config.tie_word_embeddings else self.dense(layout.HEAD, dtype)
 
+    def release(self) -> None:
+        """Lets the system take back the file's pages that were read; the next read maps them again.
+
+        A process that has turned the weights into kernels would otherwise carry the whole file besides.
+        """
+        self._file = safe_open(self.path / MODEL_FILE, framework="pt")
+
     def verify(self) -> None:
         """Reads every byte of the weights and compares with the fingerprint. Raises `CorruptionError` when they differ.
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from weft_adapters.base.load import StoredBase
 
+from weft_adapters.base.load import StoredBase
 from weft_adapters.kinds.kind import LinearSite
 from weft_server.torch_engine.attention import decode_attention, decode_mask, prefill_attention, prefill_mask
 from weft_server.torch_engine.batch import MergedRows, StepBatch

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from weft_adapters.base.load import StoredBase
 
+from weft_adapters.base.load import StoredBase
 from weft_adapters.binding import bind
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter
@@ -75,6 +75,7 @@ class TorchEngine:
         self._options = options
         with torch.inference_mode():
             self._decoder = Decoder(base, KernelFactory(options.device, options.dtype, options.copies))
+        base.release()
         config = base.config
         shape = CacheShape(config.num_layers, config.num_kv_heads, config.head_dim, options.dtype, options.device)
         self._cache: KvCache[Sequence] = KvCache(shape, options.kv_bytes)
@@ -202,7 +203,10 @@ class TorchEngine:
             begin = time.perf_counter()
             # The overlay in use stays until the new one is ready, so both must fit.
             room = self._options.overlay_bytes - self.overlay_bytes
-            overlay = build_overlay(self._base, self._decoder, _bound(adapter), limit_bytes=room)
+            try:
+                overlay = build_overlay(self._base, self._decoder, _bound(adapter), limit_bytes=room)
+            finally:
+                self._base.release()
             build_s = time.perf_counter() - begin
             return MergeOutcome(overlay.size_bytes, build_s, self._swap(overlay))
 
