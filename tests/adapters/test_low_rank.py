@@ -104,7 +104,7 @@ def test_nothing_is_padded_to_the_largest_rank() -> None:
     adapters = [make_adapter("lora", seed, rank) for seed, rank in enumerate((4, 128))]
     pack = KINDS["lora"].pack(adapters, SITE)
     assert isinstance(pack, low_rank.LowRankPack)
-    assert pack.a_RK.shape[0] == 3 * (4 + 128)
+    assert pack.b_RN.shape[0] == 3 * (4 + 128)
 
 
 def test_segments_answer_slices_for_neighbours_and_indices_otherwise() -> None:

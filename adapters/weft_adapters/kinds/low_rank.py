@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from weft_adapters.kinds.kind import Adapter, LinearSite
+from weft_adapters.products import Product, dense_product
 from weft_adapters.segments import Segments
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams
@@ -28,20 +29,23 @@ from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams
 _CALL_FLOPS = 1.0e7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Block:
     """One adapter's columns at one module of the site."""
 
     index: int
     ranks: slice
     outputs: slice
+    a_rK: Tensor
+    """The adapter's own A, not a copy."""
 
 
 @dataclass(frozen=True, eq=False)
 class LowRankPack:
     """The active adapters' A and scaled B at one site. Implements `weft_adapters.kinds.kind.LinearPack`."""
 
-    a_RK: Tensor
+    a_RK: Product
+    """Multiplies by every active A at once: (T, K) to (T, R)."""
     b_RN: Tensor
     """Block structured: row r is zero outside the outputs of the module that rank r belongs to."""
     owner_R: Tensor
@@ -55,7 +59,7 @@ class LowRankPack:
     @property
     def size_bytes(self) -> int:
         """Bytes of the stacks."""
-        return self.a_RK.nbytes + self.b_RN.nbytes
+        return self.a_RK.size_bytes + self.b_RN.nbytes
 
     def apply(self, x_TK: Tensor, y_TN: Tensor, segments: Segments) -> None:
         """See `LinearPack.apply`. `x_TK` is (T, K * pool)."""
@@ -66,7 +70,7 @@ class LowRankPack:
         if self.pool > 1:
             x_TK = x_TK.view(x_TK.shape[0], -1, self.pool).sum(-1)
         if self._wasted_flops(segments) <= _CALL_FLOPS * len(present):
-            h_TR = torch.mm(x_TK, self.a_RK.t())
+            h_TR = self.a_RK(x_TK)
             alone = len(owners) == 1 and sum(segments.counts[i] for i in owners) == segments.num_rows
             if not alone:
                 # Filled, not multiplied by zero: a neighbour's overflow times zero would be NaN in this row.
@@ -79,7 +83,7 @@ class LowRankPack:
 
     def _apply_block(self, block: _Block, x_TK: Tensor, y_TN: Tensor, segments: Segments) -> None:
         rows = segments.rows(block.index)
-        delta = (x_TK[rows] @ self.a_RK[block.ranks].t()) @ self.b_RN[block.ranks, block.outputs]
+        delta = (x_TK[rows] @ block.a_rK.t()) @ self.b_RN[block.ranks, block.outputs]
         if isinstance(rows, slice):
             y_TN[rows, block.outputs] += delta
         else:
@@ -87,8 +91,7 @@ class LowRankPack:
 
     def _wasted_flops(self, segments: Segments) -> float:
         """What rank-concat computes only to mask it away, or to multiply by the zeros of `b_RN`."""
-        n_rank, n_in = self.a_RK.shape
-        n_out = self.b_RN.shape[1]
+        (n_rank, n_out), n_in = self.b_RN.shape, self.blocks[0].a_rK.shape[1]
         useful: int = sum(
             segments.counts.get(block.index, 0)
             * (block.ranks.stop - block.ranks.start)
@@ -105,7 +108,6 @@ def pack_low_rank(
 
     Ranks lie module by module, and within a module adapter by adapter, so that neighbours in `b_RN` share outputs.
     """
-    a_parts: list[Tensor] = []
     b_parts: list[Tensor] = []
     blocks: list[_Block] = []
     start = out_start = pool_size = 0
@@ -118,19 +120,18 @@ def pack_low_rank(
             a_rK, b_Nr, scaling = factors
             ranks = slice(start, start + a_rK.shape[0])
             start = ranks.stop
-            a_parts.append(a_rK)
             b_parts.append(_scaled(b_Nr, scaling))
-            blocks.append(_Block(index, ranks, outputs))
+            blocks.append(_Block(index, ranks, outputs, a_rK))
             pool_size = pool(adapter.params)
     if not blocks:
         return None
-    a_RK = torch.cat(a_parts)
+    a_RK = torch.cat([block.a_rK for block in blocks])
     b_RN = a_RK.new_zeros(start, out_start)
     for block, b_Nr in zip(blocks, b_parts, strict=True):
         b_RN[block.ranks, block.outputs] = b_Nr.t()
     layout = tuple((block.index, block.ranks.stop - block.ranks.start) for block in blocks)
     owner_R = torch.tensor([i for i, n in layout for _ in range(n)], dtype=torch.int32, device=a_RK.device)
-    return LowRankPack(a_RK, b_RN, owner_R, layout, tuple(blocks), pool_size)
+    return LowRankPack(dense_product(a_RK), b_RN, owner_R, layout, tuple(blocks), pool_size)
 
 
 def low_rank_factors(adapter: Adapter[Any], module: str) -> tuple[Tensor, Tensor, float] | None:

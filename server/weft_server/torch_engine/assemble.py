@@ -37,7 +37,11 @@ def assemble(
         wearers += group
         last += range(begin, len(tokens))
         position_B = torch.tensor(position, device=device)
-        decodes.append(DecodeGroup(arena, slice(begin, len(tokens)), position_B, max(position) + 1))
+        longest = max(position) + 1
+        # A block of whole rows is contiguous, and products read it in place; one that ends within the rows is copied
+        # first. Up to twice the length, reading too much is cheaper (measured: 62 against 170 us for 100 of 128).
+        length = arena.row_length if 2 * longest >= arena.row_length else longest
+        decodes.append(DecodeGroup(arena, slice(begin, len(tokens)), position_B, length))
         ordered += group
     prefills: list[Prefill] = []
     for sequence in plan.prefills:

@@ -26,7 +26,7 @@ class DecodeGroup:
     position_B: Tensor
     """int64: where each new token goes in its cache row."""
     length: int
-    """The longest sequence, its new token included."""
+    """How much of the rows to read: at least the longest sequence, its new token included."""
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from weft_adapters.base.load import StoredBase
 from weft_adapters.kinds.kind import LinearSite
+from weft_adapters.products import Product
 from weft_server.torch_engine.attention import decode_attention, decode_mask, prefill_attention, prefill_mask
 from weft_server.torch_engine.batch import MergedRows, StepBatch
 from weft_server.torch_engine.deltas import ActiveAdapters
-from weft_server.torch_engine.kernels import KernelFactory, LinearKernel
+from weft_server.torch_engine.kernels import KernelFactory
 from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.rope import RotaryTable, rotate
 from weft_server.torch_engine.sites import site_bias, site_weight
@@ -67,7 +68,7 @@ class Decoder:
             device=self._device,
         )
         self.layers = [self._layer(base, index) for index in range(config.num_layers)]
-        self._kernels: dict[LinearSite, LinearKernel] = {
+        self._kernels: dict[LinearSite, Product] = {
             site: kernels.base(site_weight(base, site), site_bias(base, site))
             for layer in self.layers
             for site in layer.sites
@@ -79,7 +80,7 @@ class Decoder:
         tensors = self._embedding_VE.nbytes + (0 if self._head_is_embedding() else self._head.size_bytes)
         return tensors + sum(kernel.size_bytes for kernel in self._kernels.values())
 
-    def kernel(self, site: LinearSite) -> LinearKernel:
+    def kernel(self, site: LinearSite) -> Product:
         """The base's own kernel at a site."""
         return self._kernels[site]
 
@@ -219,7 +220,7 @@ class _Masks:
         return self._prefill[key]
 
 
-def _split_product(base: LinearKernel, merged: LinearKernel, rows: MergedRows, x_TK: Tensor) -> Tensor:
+def _split_product(base: Product, merged: Product, rows: MergedRows, x_TK: Tensor) -> Tensor:
     """Each row through its own weight: the merged one or the base's, which is never approximated by the other."""
     if rows.others is None or rows.merged is None:
         return merged(x_TK)

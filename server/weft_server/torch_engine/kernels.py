@@ -13,63 +13,18 @@ Legend: T rows, K inputs, N outputs, G groups, g inputs a group.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from weft_adapters.int4 import Int4Weight
+from weft_adapters.products import PackedProduct, PlainProduct, Product, dense_product
 
 _INT4_GROUPS = (32, 64, 128, 256)
 # Rows up to which torch's CPU int4 kernel is at least as fast as the packed bfloat16 product. Measured on two cores
 # with AVX-512 bf16, for the four sites of a 135M model: equal at 1 to 2 rows, bfloat16 ahead from 4 on.
 _INT4_MAX_ROWS = 2
 _CUDA_INNER_K_TILES = 8
-
-
-class LinearKernel(Protocol):
-    """One linear site's product."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that this kernel holds and shares with no other."""
-        ...
-
-    def __call__(self, x_TK: Tensor) -> Tensor:
-        """`x W^T + bias` as a fresh (T, N), never a view of anything."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class DenseKernel:
-    """A dense weight, as torch multiplies it."""
-
-    weight_NK: Tensor
-    bias_N: Tensor | None
-
-    @property
-    def size_bytes(self) -> int:
-        """See `LinearKernel`."""
-        return self.weight_NK.nbytes
-
-    def __call__(self, x_TK: Tensor) -> Tensor:
-        """See `LinearKernel`."""
-        return F.linear(x_TK, self.weight_NK, self.bias_N)
-
-
-@dataclass(frozen=True, eq=False)
-class PackedKernel:
-    """A dense bfloat16 weight, reordered once for the CPU: about twice as fast as `DenseKernel`."""
-
-    packed: Tensor
-    bias_N: Tensor | None
-    size_bytes: int
-
-    def __call__(self, x_TK: Tensor) -> Tensor:
-        """See `LinearKernel`."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self.packed, self.bias_N, "none", [], "")
-        return y
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +38,15 @@ class CpuInt4Kernel:
     scale_zero_GN2: Tensor
     group_size: int
     bias_N: Tensor | None
-    copy: PackedKernel | None
+    copy: Product | None
 
     @property
     def size_bytes(self) -> int:
-        """See `LinearKernel`."""
+        """See `Product`."""
         return self.packed.nbytes + self.scale_zero_GN2.nbytes + (self.copy.size_bytes if self.copy else 0)
 
     def __call__(self, x_TK: Tensor) -> Tensor:
-        """See `LinearKernel`."""
+        """See `Product`."""
         if self.copy is not None and x_TK.shape[0] > _INT4_MAX_ROWS:
             return self.copy(x_TK)
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
@@ -115,17 +70,17 @@ class ShiftedKernel:
     """
 
     merged: CpuInt4Kernel
-    copy: PackedKernel | None
+    copy: Product | None
     shift_GN: Tensor
     group_size: int
 
     @property
     def size_bytes(self) -> int:
-        """See `LinearKernel`: the codes and the copy are the base's."""
+        """See `Product`: the codes and the copy are the base's."""
         return self.merged.scale_zero_GN2.nbytes + self.shift_GN.nbytes
 
     def __call__(self, x_TK: Tensor) -> Tensor:
-        """See `LinearKernel`."""
+        """See `Product`."""
         if self.copy is None or x_TK.shape[0] <= _INT4_MAX_ROWS:
             return self.merged(x_TK)
         pooled_TG = x_TK.view(x_TK.shape[0], -1, self.group_size).sum(-1)
@@ -143,11 +98,11 @@ class CudaInt4Kernel:
 
     @property
     def size_bytes(self) -> int:
-        """See `LinearKernel`."""
+        """See `Product`."""
         return self.packed.nbytes + self.scale_zero_GN2.nbytes
 
     def __call__(self, x_TK: Tensor) -> Tensor:
-        """See `LinearKernel`."""
+        """See `Product`."""
         y: Tensor = torch.ops.aten._weight_int4pack_mm(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
         return y if self.bias_N is None else y + self.bias_N
 
@@ -165,7 +120,7 @@ class KernelFactory:
     copies: bool
     """Whether to keep a packed bfloat16 copy of each weight beside the int4 one (CPU)."""
 
-    def base(self, weight: Int4Weight, bias_N: Tensor | None) -> LinearKernel:
+    def base(self, weight: Int4Weight, bias_N: Tensor | None) -> Product:
         """The kernel of an int4 weight."""
         n_out, n_in = weight.shape
         if self.dtype != torch.bfloat16 or weight.group_size not in _INT4_GROUPS or n_out % 16:
@@ -173,7 +128,7 @@ class KernelFactory:
         bias_N = None if bias_N is None else bias_N.to(self.device, self.dtype)
         if self.device.type == "cpu":
             packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes().int(), 1)
-            copy = self._packed(weight.dequantize(torch.bfloat16), bias_N) if self.copies else None
+            copy = dense_product(weight.dequantize(torch.bfloat16), bias_N) if self.copies else None
             return CpuInt4Kernel(packed, _scale_zero(weight), weight.group_size, bias_N, copy)
         if n_out % 8 or n_in % (_CUDA_INNER_K_TILES * 16):
             return self.dense(weight.dequantize(self.dtype), bias_N)
@@ -183,25 +138,18 @@ class KernelFactory:
         packed = torch.ops.aten._convert_weight_to_int4pack(swapped_NH, _CUDA_INNER_K_TILES)
         return CudaInt4Kernel(packed, _scale_zero(weight).to(self.device), weight.group_size, bias_N)
 
-    def dense(self, weight_NK: Tensor, bias_N: Tensor | None) -> LinearKernel:
+    def dense(self, weight_NK: Tensor, bias_N: Tensor | None) -> Product:
         """The kernel of a dense weight of any dtype."""
-        weight_NK = weight_NK.to(self.device, self.dtype)
         bias_N = None if bias_N is None else bias_N.to(self.device, self.dtype)
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
-            return self._packed(weight_NK, bias_N)
-        return DenseKernel(weight_NK, bias_N)
+        return dense_product(weight_NK.to(self.device, self.dtype), bias_N)
 
-    def overlay(self, base: LinearKernel, before: Int4Weight, merged: Int4Weight) -> LinearKernel:
+    def overlay(self, base: Product, before: Int4Weight, merged: Int4Weight) -> Product:
         """The kernel of `merged`, which has the codes and scales of `before`, the weight of `base`."""
         if isinstance(base, CpuInt4Kernel | CudaInt4Kernel):
             shift_NG = merged.minimum_NG.float() - before.minimum_NG.float()
             return base.shifted(merged.to(self.device), shift_NG.to(self.device))
-        bias_N = base.bias_N if isinstance(base, DenseKernel | PackedKernel) else None
+        bias_N = base.bias_N if isinstance(base, PlainProduct | PackedProduct) else None
         return self.dense(merged.dequantize(self.dtype), bias_N)
-
-    def _packed(self, weight_NK: Tensor, bias_N: Tensor | None) -> PackedKernel:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK, None)
-        return PackedKernel(packed, bias_N, weight_NK.nbytes)
 
 
 def _scale_zero(weight: Int4Weight) -> Tensor:

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from weft_adapters.base.load import StoredBase
 
+from weft_adapters.base.load import StoredBase
 from weft_adapters.int4 import Int4Weight
 from weft_adapters.kinds.kind import Adapter, LinearSite
+from weft_adapters.products import Product
 from weft_registry.errors import ExhaustedError
 from weft_server.torch_engine.decoder import Decoder
-from weft_server.torch_engine.kernels import LinearKernel
 from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.sites import site_bias, stack_weights
 
@@ -25,7 +25,7 @@ def build_overlay(base: StoredBase, decoder: Decoder, adapter: Adapter[Any], *, 
     Raises `MergeRefusedError` where the kind cannot be merged, and `ExhaustedError` once the overlay outgrows
     `limit_bytes`.
     """
-    kernels: dict[LinearSite, LinearKernel] = {}
+    kernels: dict[LinearSite, Product] = {}
     size_bytes = 0
     for layer in decoder.layers:
         for site in layer.sites:
@@ -52,7 +52,7 @@ def _kernel(
     site: LinearSite,
     before: Sequence[Int4Weight],
     after: Sequence[Int4Weight | Tensor],
-) -> LinearKernel:
+) -> Product:
     quantized = [weight for weight in after if isinstance(weight, Int4Weight)]
     if len(quantized) == len(after):
         # Modules that the adapter leaves alone keep their float16 minima; side by side all must be float32.

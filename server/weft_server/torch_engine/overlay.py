@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weft_adapters.kinds.kind import Adapter, LinearSite
-from weft_server.torch_engine.kernels import LinearKernel
+from weft_adapters.products import Product
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Overlay:
     """One adapter merged into the base: kernels at the sites that it changes."""
 
     adapter: Adapter[Any]
-    kernels: Mapping[LinearSite, LinearKernel]
+    kernels: Mapping[LinearSite, Product]
 
     @property
     def size_bytes(self) -> int:
