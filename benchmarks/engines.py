@@ -112,7 +112,7 @@ class Tracer:
             step, ordered = assemble(scheduler.schedule(), active, overlay, self._shape.device)
             rows = self.decoder.forward(step, active, overlay)
             for sequence, row in zip(ordered, rows, strict=True):
-                sequence.cached += len(sequence.request.token_ids) if not sequence.generated else 1
+                sequence.advance()
                 sequence.generated.append(int(row.argmax()))
                 logits[int(sequence.request.request_id)].append(row)
         return [Trace(s.generated, torch.stack(kept)) for s, kept in zip(sequences, logits, strict=True)]

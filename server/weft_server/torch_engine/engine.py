@@ -1,7 +1,7 @@
-"""The embedded engine: one thread that schedules, runs, samples and emits, step after step.
+"""The embedded engine: a thread that takes one step after another, and the mailbox in front of it.
 
-Everything that the step thread owns (scheduler, cache, packs, the overlay in use) is touched by it alone. Other
-threads leave messages: new requests, cancellations, and small actions to be done between two steps.
+What the steps change belongs to the `Stepper`, and the step thread alone touches it. Other threads leave messages: new
+requests, cancellations, and small actions to be done between two steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weft_adapters.base.load import StoredBase
 from weft_adapters.binding import bind
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter
-from weft_registry.errors import ExhaustedError, PreconditionError, UnavailableError, WeftError
+from weft_registry.errors import ExhaustedError, PreconditionError, UnavailableError
 from weft_registry.manifest import Manifest
 from weft_server.engine import (
     AdapterHandle,
@@ -31,20 +31,16 @@ from weft_server.engine import (
     EngineInfo,
     EngineRequest,
     FailEvent,
-    FinishEvent,
     MergeOutcome,
-    TokenEvent,
 )
-from weft_server.torch_engine.assemble import assemble
 from weft_server.torch_engine.decoder import Decoder
-from weft_server.torch_engine.deltas import ActiveAdapters
 from weft_server.torch_engine.kernels import KernelFactory
 from weft_server.torch_engine.kv_cache import CacheShape, KvCache
 from weft_server.torch_engine.merging import build_overlay
 from weft_server.torch_engine.overlay import Overlay
-from weft_server.torch_engine.sampling import sample
 from weft_server.torch_engine.scheduler import Scheduler
 from weft_server.torch_engine.sequence import Sequence
+from weft_server.torch_engine.stepper import Stepper
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -79,11 +75,10 @@ class TorchEngine:
         config = base.config
         shape = CacheShape(config.num_layers, config.num_kv_heads, config.head_dim, options.dtype, options.device)
         self._cache: KvCache[Sequence] = KvCache(shape, options.kv_bytes)
-        self._scheduler = Scheduler(
+        scheduler = Scheduler(
             self._cache, max_batch_size=options.max_batch_size, max_prefill_tokens=options.max_prefill_tokens
         )
-        self._active = ActiveAdapters()
-        self._overlay: Overlay | None = None
+        self._stepper = Stepper(self._decoder, scheduler, options.device)
         self._inbox: deque[Sequence | str | Callable[[], None]] = deque()
         """New sequences, ids to cancel, and actions, in order of arrival."""
         self._wake = threading.Condition()
@@ -146,7 +141,7 @@ class TorchEngine:
     def release(self, adapter: AdapterHandle) -> None:
         """See `Engine`."""
         digest = adapter.digest
-        self._post(lambda: self._active.forget(digest))
+        self._post(lambda: self._stepper.active.forget(digest))
 
     def context_room(self, adapter: AdapterHandle | None) -> int:
         """See `Engine`."""
@@ -188,13 +183,13 @@ class TorchEngine:
     @property
     def merged(self) -> AdapterHandle | None:
         """See `Engine`."""
-        overlay = self._overlay
+        overlay = self._stepper.overlay
         return overlay.adapter if overlay else None
 
     @property
     def overlay_bytes(self) -> int:
         """See `Engine`."""
-        overlay = self._overlay
+        overlay = self._stepper.overlay
         return overlay.size_bytes if overlay else 0
 
     def merge(self, adapter: AdapterHandle) -> MergeOutcome:
@@ -213,7 +208,7 @@ class TorchEngine:
     def unmerge(self) -> float:
         """See `Engine`."""
         with self._merging:
-            if self._overlay is None:
+            if self._stepper.overlay is None:
                 raise PreconditionError("no adapter is merged", reason="NOT_MERGED")
             return self._swap(None)
 
@@ -221,7 +216,7 @@ class TorchEngine:
         """Seconds from asking until the new weights are in force: the rest of the step that is running."""
 
         def assign() -> None:
-            self._overlay = overlay
+            self._stepper.overlay = overlay
 
         begin = time.perf_counter()
         self._between_steps(assign)
@@ -258,24 +253,26 @@ class TorchEngine:
                 self._closing = True
                 left = [message for message in self._inbox if isinstance(message, Sequence)]
             failure = UnavailableError(f"the engine stopped: {error}", reason="ENGINE_DIED")
-            deliver([FailEvent(s.request.request_id, failure) for s in (*self._scheduler.drain(), *left)])
+            deliver(self._stepper.drain(failure) + [FailEvent(s.request.request_id, failure) for s in left])
             raise
 
     @torch.inference_mode()
     def _loop(self, deliver: Deliver) -> None:
         while True:
             with self._wake:
-                while not self._inbox and self._scheduler.idle and not self._closing:
+                while not self._inbox and self._stepper.scheduler.idle and not self._closing:
                     self._wake.wait()
                 messages, closing = list(self._inbox), self._closing
                 self._inbox.clear()
             events = self._receive(messages)
             if closing:
-                stopping = UnavailableError("the server is stopping")
-                events += [FailEvent(s.request.request_id, stopping) for s in self._scheduler.drain()]
-                deliver(events)
+                deliver(events + self._stepper.drain(UnavailableError("the server is stopping")))
                 return
-            events += self._step()
+            events += self._stepper.step()
+            with self._wake:
+                self._queued = self._stepper.scheduler.waiting_count + sum(
+                    isinstance(message, Sequence) for message in self._inbox
+                )
             if events:
                 deliver(events)
 
@@ -283,53 +280,12 @@ class TorchEngine:
         events: list[EngineEvent] = []
         for message in messages:
             if isinstance(message, Sequence):
-                self._scheduler.add(message)
+                self._stepper.scheduler.add(message)
             elif isinstance(message, str):
-                if self._scheduler.remove(message) is not None:
-                    events.append(FailEvent(message, None))
+                events += self._stepper.cancel(message)
             else:
                 message()
         return events
-
-    def _step(self) -> list[EngineEvent]:
-        """Schedule, run, sample, emit."""
-        plan = self._scheduler.schedule()
-        with self._wake:
-            self._queued = self._scheduler.waiting_count + sum(isinstance(m, Sequence) for m in self._inbox)
-        sequences = plan.sequences
-        if not sequences:
-            return []
-        try:
-            overlay = self._overlay
-            step, sequences = assemble(plan, self._active, overlay, self._options.device)
-            logits_SV = self._decoder.forward(step, self._active, overlay)
-            sampled = sample(logits_SV, sequences)
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, MemoryError) as error:
-            # Whatever went wrong inside a step, the requests in it must hear of it and the server must go on.
-            _log.exception("a step of %d requests failed", len(sequences))
-            failure = WeftError(f"the engine failed in a step: {error}", reason="STEP_FAILED")
-            return [self._fail(sequence, failure) for sequence in sequences]
-        events: list[EngineEvent] = []
-        for sequence, choice in zip(sequences, sampled, strict=True):
-            sequence.cached += len(sequence.request.token_ids) if not sequence.generated else 1
-            if choice.token_id is None:
-                who = f"adapter {sequence.adapter.digest}" if sequence.adapter else "the base model"
-                failure = WeftError(f"{who} produced numbers that are not finite", reason="NOT_FINITE")
-                events.append(self._fail(sequence, failure))
-                continue
-            sequence.generated.append(choice.token_id)
-            request_id = sequence.request.request_id
-            events.append(TokenEvent(request_id, choice.token_id, choice.logprobs))
-            reason = sequence.finish_reason()
-            if reason is not None:
-                self._scheduler.remove(request_id)
-                events.append(FinishEvent(request_id, reason))
-        return events
-
-    def _fail(self, sequence: Sequence, error: WeftError) -> FailEvent:
-        sequence.failed = True
-        self._scheduler.remove(sequence.request.request_id)
-        return FailEvent(sequence.request.request_id, error)
 
 
 def _bound(adapter: AdapterHandle) -> Adapter[Any]:

@@ -34,6 +34,10 @@ class Sequence:
         prefix = self.prefix.length if self.prefix else 0
         return prefix + len(self.request.token_ids) + self.request.max_new_tokens - 1
 
+    def advance(self) -> None:
+        """Notes that a step has cached the tokens it was given: the prompt first, then one at a time."""
+        self.cached += 1 if self.generated else len(self.request.token_ids)
+
     def finish_reason(self) -> FinishReason | None:
         """Why it is over, judged by its last token; None if it goes on."""
         if self.generated[-1] in self.request.stop_token_ids:
