@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError
 
 from weft_registry import tables
-from weft_registry.errors import PreconditionError, UnavailableError
+from weft_registry.errors import ExhaustedError, PreconditionError, UnavailableError
 
 BUSY_TIMEOUT_S = 30.0
 _WRITES = "weft_writes"
@@ -58,13 +58,11 @@ class Catalog:
 
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
-        with self._engine.connect().execution_options(**{_WRITES: writes}) as connection:
-            try:
-                transaction = connection.begin()
-            except OperationalError as error:
-                raise self._locked(error) from error
-            with transaction:
+        try:
+            with self._engine.connect().execution_options(**{_WRITES: writes}) as connection, connection.begin():
                 yield connection
+        except OperationalError as error:
+            raise self._translated(error) from error
 
     def _prepare(self) -> None:
         """Creates the tables of a new catalog; refuses one that a newer Weft made."""
@@ -88,18 +86,23 @@ class Catalog:
         statement = sa.select(tables.settings.c.value).where(tables.settings.c.key == "schema_version")
         return int(connection.execute(statement).scalar_one())
 
-    def _locked(self, error: OperationalError) -> UnavailableError:
-        return UnavailableError(
-            f"the catalog {self._path} cannot be used now ({error.orig}): another process holds it; try again",
-            reason="CATALOG_BUSY",
-            retry_after_s=1.0,
-        )
+    def _translated(self, error: OperationalError) -> Exception:
+        if "locked" in str(error.orig):
+            return UnavailableError(
+                f"the catalog {self._path} cannot be used now ({error.orig}): another process holds it; try again",
+                reason="CATALOG_BUSY",
+                retry_after_s=1.0,
+            )
+        if "full" in str(error.orig):
+            return ExhaustedError(f"no space is left for the catalog {self._path}: free some", reason="DISK_FULL")
+        return error
 
 
 def _engine(path: Path, busy_timeout_s: float) -> Engine:
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=str(path)),
         connect_args={"timeout": busy_timeout_s, "check_same_thread": False},
+        pool_size=0,  # A connection for every thread that asks: SQLite itself makes writers take turns.
     )
 
     @event.listens_for(engine, "connect")

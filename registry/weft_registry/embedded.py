@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from weft_registry import canonical, changes, records
+from weft_registry import artifact, canonical, changes, records
 from weft_registry import digest as digests
 from weft_registry import tables as t
 from weft_registry.api import AdapterSummary, Alias, Progress, Published, VerifyReport, Version
@@ -85,6 +85,9 @@ class EmbeddedRegistry:
         if earlier is not None:
             return earlier
         manifest = Manifest.parse(manifest_bytes)
+        violations = artifact.check_paths(file.path for file in manifest.files)
+        if violations:
+            raise artifact.refused("the artifact is refused", violations)
         missing = self._blobs.missing(sorted({file.sha256 for file in manifest.files}))
         if missing:
             raise PreconditionError(

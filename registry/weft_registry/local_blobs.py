@@ -6,6 +6,7 @@ and size, so that whoever wants to send the same bytes finds it and goes on.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -85,7 +86,7 @@ class LocalBlobStore:
         temporary = self._temporary / f"{os.getpid()}-{uuid.uuid4().hex}"
         sha256, size = hashlib.sha256(), 0
         try:
-            with path.open("rb") as source, temporary.open("xb") as sink:
+            with _space(), path.open("rb") as source, temporary.open("xb") as sink:
                 while chunk := source.read(CHUNK_BYTES):
                     sha256.update(chunk)
                     sink.write(chunk)
@@ -133,7 +134,7 @@ class LocalBlobStore:
     def write_upload(self, upload_id: str, offset: int, chunk: bytes) -> UploadState:
         """See `BlobStore.write_upload`."""
         path, digest, size_bytes = self._upload(upload_id)
-        with self._locked(path) as file:
+        with _space(), self._locked(path) as file:
             committed = file.seek(0, os.SEEK_END)
             if offset != committed or committed + len(chunk) > size_bytes:
                 raise OffsetError(
@@ -256,6 +257,20 @@ class LocalBlobStore:
         if match is None:
             raise _no_upload(upload_id)
         return self._uploads / upload_id, f"sha256:{match[1]}", int(match[2])
+
+
+@contextmanager
+def _space() -> Iterator[None]:
+    """Says so when the disk is full. What was written of an upload stays, and is where it goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ExhaustedError(
+            f"the registry has no room for these bytes ({error.strerror}): free some space, then go on",
+            reason="DISK_FULL",
+        ) from error
 
 
 def _no_blob(digest: str) -> NotFoundError:

@@ -76,7 +76,10 @@ class _Key:
 
 def _check_plain(field: str, key: str) -> None:
     try:
-        repeats = _repeats(_parser.parse(key), nested=False)
+        parsed = _parser.parse(key)
+        if parsed.state.flags & ~re.UNICODE:
+            raise _NotPlainError("a flag is not evaluated")
+        repeats = _repeats(parsed, nested=False)
     except (re.error, OverflowError, RecursionError) as error:
         raise InvalidInputError(f"{field}[{key[:60]!r}]: not a regular expression: {error}") from error
     except _NotPlainError as error:

@@ -21,10 +21,11 @@ from weft_registry import errors
 from weft_registry.errors import Violation, WeftError
 
 DOMAIN = "weft.dev"
-# An error travels in HTTP/2 trailers, which peers limit to 8 KiB; the message is in there twice.
-MAX_MESSAGE_CHARACTERS = 1000
-MAX_DETAILS_BYTES = 3072
-_MAX_VALUE_CHARACTERS = 400
+# An error travels in HTTP/2 trailers, of which a peer takes 8 KiB. The message is in there twice: as it is, and with
+# every byte that is not plain ASCII written as three.
+MAX_MESSAGE_BYTES = 1800
+MAX_DETAILS_BYTES = 2800
+_MAX_METADATA_BYTES = 1200
 
 _CODES: dict[type[WeftError], grpc.StatusCode] = {
     errors.InvalidInputError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -53,10 +54,10 @@ def code_of(error: WeftError) -> grpc.StatusCode:
 def to_rpc_status(error: WeftError) -> status_pb2.Status:
     """The google.rpc.Status of an error, short enough for a trailer: what does not fit is cut, and says so."""
     code = code_of(error)
-    status = status_pb2.Status(code=code.value[0], message=_cut(error.message, MAX_MESSAGE_CHARACTERS))
+    status = status_pb2.Status(code=code.value[0], message=_cut(error.message, MAX_MESSAGE_BYTES))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     for key, value in error.metadata.items():
-        info.metadata[key] = _cut(value, _MAX_VALUE_CHARACTERS)
+        info.metadata[key] = _cut(value, _MAX_METADATA_BYTES // len(error.metadata))
     status.details.add().Pack(info)
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
@@ -183,5 +184,13 @@ def _bad_request(violations: tuple[Violation, ...], room_bytes: int) -> error_de
     return bad
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _cut(text: str, most_bytes: int) -> str:
+    """`text`, or as much of its beginning as takes `most_bytes` once it is percent-encoded."""
+    # A file name that is no text may be in a message; protobuf takes only text.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    size = 0
+    for index, character in enumerate(text):
+        size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if size > most_bytes:
+            return text[:index] + "..."
+    return text

@@ -6,11 +6,13 @@ there.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from weft_registry import artifact, validation
@@ -81,17 +83,29 @@ def pull(
     if violations:
         raise artifact.refused(f"{version.adapter}@{version.digest}", violations)
     report = progress or _silent
-    if _holds(destination, manifest):
-        report(manifest.size_bytes)
-        return version
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise PreconditionError(
-            f"{destination} is there already, and is not {version.adapter}@{version.digest}: pull to another directory",
-            reason="DESTINATION_EXISTS",
-        )
     # Named by the version's digest, so that a second attempt at the same version finds what the first one brought.
     partial = destination.parent / f".{destination.name}.{version.digest.removeprefix('sha256:')[:16]}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
+    while not _is_pulled(destination, version, manifest):
+        partial.mkdir(parents=True, exist_ok=True)
+        with _held(partial) as held:
+            if not held:  # Another pull of the same version has just finished.
+                continue
+            if _is_pulled(destination, version, manifest):
+                shutil.rmtree(partial)
+                break
+            _fill(registry, partial, manifest, report)
+            partial.rename(destination)
+            _sync(destination.parent)
+            return version
+    report(manifest.size_bytes)
+    return version
+
+
+def _fill(registry: RegistryApi, partial: Path, manifest: Manifest, report: Progress) -> None:
+    """Makes `partial` hold the version and nothing else: what is right stays, what is missing is fetched."""
+    for path in partial.iterdir():
+        if path.name not in {file.path for file in manifest.files}:
+            path.unlink()  # What a killed pull was just writing.
     for file in manifest.files:
         if _is_right(partial / file.path, file):
             report(file.size)
@@ -99,14 +113,33 @@ def pull(
             _fetch(registry, file, partial / file.path, report)
     artifact.write_manifest(partial, manifest)
     _sync(partial)
+
+
+def _is_pulled(destination: Path, version: Version, manifest: Manifest) -> bool:
+    """Whether `destination` holds the version. Raises `PreconditionError` if it holds something else."""
+    if _holds(destination, manifest):
+        return True
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise PreconditionError(
+            f"{destination} is there already, and is not {version.adapter}@{version.digest}: pull to another directory",
+            reason="DESTINATION_EXISTS",
+        )
+    return False
+
+
+@contextmanager
+def _held(partial: Path) -> Iterator[bool]:
+    """Holds a directory against other pulls of the same version; false if it was renamed meanwhile."""
     try:
-        partial.rename(destination)
-    except OSError as error:
-        # Somebody else pulled to the same place at the same time: fine if it was the same version.
-        if not _holds(destination, manifest):
-            raise PreconditionError(f"cannot move the pulled version to {destination}: {error}") from error
-        shutil.rmtree(partial, ignore_errors=True)
-    return version
+        descriptor = os.open(partial, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat())
+    finally:
+        os.close(descriptor)
 
 
 def _fetch(registry: RegistryApi, file: FileEntry, path: Path, report: Progress) -> None:

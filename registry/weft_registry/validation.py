@@ -48,7 +48,7 @@ def validate(manifest_bytes: bytes, open_file: OpenFile, base: BaseSpec | None) 
         expected = schema.tensors(params, base)
         entries = {entry.name: entry for entry in header.entries}
         violations += [
-            Violation(f"tensors[{name}]", f"missing: the {manifest.kind} parameters ask for {spec.shape}")
+            Violation(f"tensors[{name}]", f"missing: the {manifest.kind} parameters ask for {_shape(spec.shape)}")
             for name, spec in expected.items()
             if name not in entries
         ]
@@ -78,7 +78,8 @@ def validate_directory(directory: Path, base: BaseSpec | None) -> Manifest:
     manifest = artifact.read(directory)
     found = {path.name for path in artifact.files_of(directory)}
     listed = {file.path for file in manifest.files}
-    violations = [Violation(name, "the manifest does not list it") for name in sorted(found - listed)]
+    violations = artifact.check_paths(file.path for file in manifest.files)
+    violations += [Violation(name, "the manifest does not list it") for name in sorted(found - listed)]
     violations += [Violation(name, "listed in the manifest, but not there") for name in sorted(listed - found)]
     violations += [
         Violation(file.path, "changed since the manifest was made: its digest is another")

@@ -94,6 +94,12 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"".join(blobs))
 
 
+@pytest.fixture(name="write_safetensors")
+def write_safetensors_fixture() -> Callable[[Path, dict[str, np.ndarray]], None]:
+    """`write_safetensors`, for tests: they cannot import this file."""
+    return write_safetensors
+
+
 @pytest.fixture
 def peft_directory(tmp_path: Path) -> Callable[..., Path]:
     """Makes plain PEFT directories: no manifest. `seed` tells one from another."""

@@ -33,7 +33,11 @@ def test_a_short_digest_is_twelve_digits() -> None:
     assert short("sha256:" + "0123456789abcdef" * 4) == "0123456789ab"
 
 
-@pytest.mark.parametrize("evil", ["\x1b[2J", "\x07", "\r", "\x9b31m", "\u202e", "\ud800"])
+@pytest.mark.parametrize("evil", ["\x1b[2J", "\x07", "\r", "\x9b31m", "\u202e", "\u2066", "\ud800"])
 def test_what_a_terminal_would_obey_is_replaced(evil: str) -> None:
     assert printable(f"a{evil}b").startswith("a\ufffd")
-    assert printable("tab\tand\nline, ünïcödé, 漢字") == "tab\tand\nline, ünïcödé, 漢字"
+
+
+def test_every_script_is_printed_as_it_is() -> None:
+    text = "tab\tand\nline, ünïcödé, 漢字, \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645, \U0001f469\u200d\U0001f680"
+    assert printable(text) == text

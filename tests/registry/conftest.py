@@ -1,19 +1,15 @@
-"""Fixtures of the registry's tests. The functions behind them are in `registry_lab`."""
+"""Fixtures of the registry's tests. The functions behind them are in `tests.registry.lab`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.registry.lab import make_artifact
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from registry_lab import make_artifact
 
 
 @pytest.fixture

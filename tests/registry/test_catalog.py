@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from registry_lab import python
 
+from tests.registry.lab import python
 from weft_registry import tables
 from weft_registry.catalog import Catalog
 from weft_registry.errors import PreconditionError, UnavailableError

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from registry_lab import python
 
+from tests.registry.lab import python
 from weft_registry import transfer
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from registry_lab import add_base, python, upload_all
 
+from tests.registry.lab import add_base, python, upload_all
 from weft_registry import artifact, transfer
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (
@@ -82,6 +82,31 @@ def test_a_request_id_publishes_once_and_answers_the_same(
         registry.publish(NAME, manifest, tags=["v2"], request_id=request_id)
     with pytest.raises(InvalidInputError, match="UUID"):
         registry.publish(NAME, manifest, request_id="again")
+
+
+def test_a_repeated_request_is_answered_as_the_first_whatever_happened_since(
+    home: Home, registry: EmbeddedRegistry, new_artifact: NewArtifact
+) -> None:
+    directory = new_artifact()
+    manifest = upload_all(registry, directory)
+    request_id = str(uuid.uuid4())
+    first = registry.publish(NAME, manifest, request_id=request_id)
+    for path in (home.registry / "blobs").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert registry.publish(NAME, manifest, request_id=request_id) == first
+
+
+def test_two_of_the_same_request_at_once_publish_once(
+    registry: EmbeddedRegistry, new_artifact: NewArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = upload_all(registry, new_artifact())
+    request_id = str(uuid.uuid4())
+    # Both look for an earlier answer before either has one: what is left is what the transaction itself sees.
+    monkeypatch.setattr(registry, "_earlier", lambda request_id, content: None)
+    first = registry.publish(NAME, manifest, request_id=request_id)
+    assert registry.publish(NAME, manifest, request_id=request_id) == first
+    assert not first.existing
 
 
 def test_a_tag_names_one_version_for_ever(registry: EmbeddedRegistry, new_artifact: NewArtifact) -> None:

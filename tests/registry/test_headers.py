@@ -8,9 +8,9 @@ import struct
 
 import numpy as np
 import pytest
-from registry_lab import raw_safetensors, safetensors_bytes
 from safetensors.numpy import save
 
+from tests.registry.lab import raw_safetensors, safetensors_bytes
 from weft_registry import digest, headers
 from weft_registry.errors import InvalidInputError
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
+from tests.registry.lab import python
 from weft_registry import digest as digests
 from weft_registry.blobs import BlobLimits
 from weft_registry.errors import (
@@ -17,6 +19,7 @@ from weft_registry.errors import (
     NotFoundError,
     OffsetError,
 )
+from weft_registry.home import Home
 from weft_registry.local_blobs import LocalBlobStore
 
 DATA = os.urandom(3 * (1 << 20) + 17)
@@ -142,6 +145,23 @@ def test_a_gap_an_overlap_and_too_many_bytes_are_out_of_range(store: LocalBlobSt
     assert store.query_upload(upload).committed_bytes == 1000
 
 
+def test_a_writer_that_waited_while_the_upload_was_finished_writes_nowhere(
+    store: LocalBlobStore, tmp_path: Path
+) -> None:
+    upload = store.start_upload(DIGEST, len(DATA)).upload_id
+    path = tmp_path / "store" / "uploads" / upload
+    with ThreadPoolExecutor(1) as pool, path.open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        late = pool.submit(store.write_upload, upload, 0, b"x")
+        # Time enough to open the file; a writer that is slower than this finds no file at all, and is told the same.
+        assert not wait([late], timeout=0.3).done
+        path.rename(tmp_path / "blob")
+        fcntl.flock(held, fcntl.LOCK_UN)
+        with pytest.raises(NotFoundError):
+            late.result(20)
+    assert (tmp_path / "blob").read_bytes() == b""
+
+
 def test_an_upload_of_wrong_bytes_stores_nothing_and_can_start_again(store: LocalBlobStore, tmp_path: Path) -> None:
     upload = store.start_upload(DIGEST, 4).upload_id
     store.write_upload(upload, 0, b"oops")
@@ -202,3 +222,43 @@ def test_what_is_not_held_is_not_found(store: LocalBlobStore) -> None:
     for call in (store.size, store.verify, store.open, lambda d: list(store.read(d))):
         with pytest.raises(NotFoundError, match=DIGEST):
             call(DIGEST)
+
+
+FILL = """
+import resource, signal, sys
+from pathlib import Path
+from weft_registry.errors import ExhaustedError
+from weft_registry.local_blobs import LocalBlobStore
+
+root, digest, source = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+store, data = LocalBlobStore(root), source.read_bytes()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+upload = store.start_upload(digest, len(data)).upload_id
+store.write_upload(upload, 0, data[:1_000_000])
+for attempt in (
+    lambda: store.write_upload(upload, 1_000_000, data[1_000_000:]),
+    lambda: store.put_file(source, digest, len(data)),
+):
+    try:
+        attempt()
+    except ExhaustedError as error:
+        print(error.reason)
+print(store.query_upload(upload).committed_bytes)
+"""
+
+
+def test_no_room_is_told_as_such_and_the_upload_goes_on_later(home: Home, source: Path) -> None:
+    root = home.root / "store"
+    process = python(FILL, str(root), DIGEST, str(source), home=home)
+    out, errors = process.communicate(timeout=60)
+    assert errors == ""
+    first, second, committed = out.split()
+    assert (first, second) == ("DISK_FULL", "DISK_FULL")
+    store = LocalBlobStore(root)
+    upload = store.start_upload(DIGEST, len(DATA))
+    assert upload.committed_bytes == int(committed) >= 1_000_000
+    store.write_upload(upload.upload_id, upload.committed_bytes, DATA[upload.committed_bytes :])
+    store.finish_upload(upload.upload_id)
+    assert store.verify(DIGEST) == len(DATA)
+    assert files_in(root) == [blob_path(root)]

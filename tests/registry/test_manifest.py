@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from registry_lab import BASE
 
+from tests.registry.lab import BASE
 from weft_registry import artifact, canonical
 from weft_registry.errors import InvalidInputError
 from weft_registry.manifest import FileEntry, Manifest, Metric, TensorEntry

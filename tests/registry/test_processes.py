@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
-from registry_lab import python
 
+from tests.registry.lab import python
 from weft_registry import tables, transfer
 from weft_registry.catalog import Catalog
 from weft_registry.embedded import EmbeddedRegistry

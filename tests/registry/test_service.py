@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import grpc
 import pytest
-from registry_lab import python, serving, upload_all
 
+from tests.registry.lab import python, serving, upload_all
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
 from weft_registry import artifact, transfer
@@ -166,17 +167,21 @@ def test_an_upload_outlives_a_kill_of_the_server(home: Home, source: Path) -> No
     port = int(first.stdout.readline())
     remote = RemoteRegistry(f"127.0.0.1:{port}")
     steps: list[int] = []
-    second = []
+    second: list[subprocess.Popen[str]] = []
+    settled = threading.Event()
+    settled.set()
 
     def progress(done: int) -> None:
         steps.append(done)
         if sum(steps) >= 3 * MAX_CHUNK_BYTES and not second:
             # In the middle of the client's stream: the server dies, and another takes its port.
+            settled.clear()
             first.send_signal(signal.SIGKILL)
             first.wait(20)
             second.append(python(SERVER, f"127.0.0.1:{port}", home=home))
             assert second[0].stdout is not None
             assert int(second[0].stdout.readline()) == port
+            settled.set()
 
     try:
         remote.upload(source, DIGEST, len(DATA), progress)
@@ -185,6 +190,7 @@ def test_an_upload_outlives_a_kill_of_the_server(home: Home, source: Path) -> No
         assert b"".join(remote.read_blob(DIGEST)) == DATA
     finally:
         remote.close()
+        settled.wait(20)  # The restart happens on gRPC's own thread: no server may be left behind.
         for process in (first, *second):
             process.kill()
             process.communicate(timeout=20)
@@ -330,6 +336,27 @@ def test_reading_a_part_is_that_part(remote: RemoteRegistry, source: Path) -> No
     assert b"".join(remote.read_blob(DIGEST, len(DATA) - 4)) == DATA[-4:]
     with pytest.raises(OffsetError):
         list(remote.read_blob(DIGEST, len(DATA) + 1))
+
+
+def test_a_read_that_broke_off_goes_on_with_the_next_byte(
+    registry: EmbeddedRegistry, remote: RemoteRegistry, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.upload(source, DIGEST, len(DATA))
+    asked: list[tuple[int, int]] = []
+
+    def breaking(digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
+        asked.append((offset, limit))
+        for index, chunk in enumerate(registry.blobs.read(digest, offset, limit)):
+            if index == 2 and len(asked) < 3:
+                raise UnavailableError("the connection broke")
+            yield chunk
+
+    monkeypatch.setattr(registry, "read_blob", breaking)
+    assert b"".join(remote.read_blob(DIGEST)) == DATA
+    assert asked == [(0, 0), (2 * MAX_CHUNK_BYTES, 0), (4 * MAX_CHUNK_BYTES, 0)]
+    asked.clear()
+    assert b"".join(remote.read_blob(DIGEST, 5, 3 * MAX_CHUNK_BYTES)) == DATA[5 : 5 + 3 * MAX_CHUNK_BYTES]
+    assert asked == [(5, 3 * MAX_CHUNK_BYTES), (5 + 2 * MAX_CHUNK_BYTES, MAX_CHUNK_BYTES)]
 
 
 def test_nobody_there_is_unavailable_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:

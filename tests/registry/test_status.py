@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from hypothesis import given
+from hypothesis import strategies as st
 
 from weft_registry import errors, status
 from weft_registry.errors import Violation, WeftError
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WeftError)]
+
+
+def call(kind: Any, method: str) -> Any:
+    """A method of the test service; bytes travel as they are."""
+    return kind(f"/test.Service/{method}")
 
 
 async def answer(raising: Callable[[], Exception], streaming: bool) -> grpc.aio.AioRpcError | bytes:
@@ -39,9 +47,8 @@ async def answer(raising: Callable[[], Exception], streaming: bool) -> grpc.aio.
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             try:
                 if streaming:
-                    chunks = [chunk async for chunk in channel.unary_stream("/test.Service/Stream")(b"")]
-                    return b"".join(chunks)
-                return await channel.unary_unary("/test.Service/Unary")(b"")
+                    return b"".join([chunk async for chunk in call(channel.unary_stream, "Stream")(b"")])
+                return bytes(await call(channel.unary_unary, "Unary")(b""))
             except grpc.aio.AioRpcError as error:
                 return error
     finally:
@@ -96,6 +103,22 @@ async def test_an_error_with_very_much_to_say_still_arrives() -> None:
     assert received.violations[-1].description == f"and {100 - len(received.violations) + 1} more"
 
 
+@given(
+    st.text(max_size=3000),
+    st.dictionaries(st.text(max_size=12), st.text(max_size=2000), max_size=6),
+    st.lists(st.tuples(st.text(max_size=300), st.text(max_size=300)), max_size=40),
+    st.sampled_from([errors.InvalidInputError, errors.PreconditionError]),
+)
+def test_no_error_outgrows_a_trailer(
+    message: str, metadata: dict[str, str], violations: list[tuple[str, str]], kind: type[WeftError]
+) -> None:
+    said = status.to_rpc_status(
+        kind(message, metadata=metadata, violations=[Violation(*pair) for pair in violations], retry_after_s=1.0)
+    )
+    encoded = len(urllib.parse.quote(said.message, safe=" "))
+    assert encoded + said.ByteSize() < 7500
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_the_unexpected_is_internal_and_leaves_its_traceback(
     streaming: bool, caplog: pytest.LogCaptureFixture
@@ -121,10 +144,10 @@ async def test_an_abort_inside_a_handler_stays_what_it_is() -> None:
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary("/test.Service/Unary")(b"")
+            await call(channel.unary_unary, "Unary")(b"")
         assert status.from_rpc_error(caught.value).reason == "PERMISSION_DENIED"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary("/test.Service/Nothing")(b"")
+            await call(channel.unary_unary, "Nothing")(b"")
         assert isinstance(status.from_rpc_error(caught.value), errors.UnsupportedError)
     await server.stop(0)
 
@@ -141,6 +164,6 @@ async def test_a_deadline_is_a_deadline_error() -> None:
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary("/test.Service/Unary")(b"", timeout=0.05)
+            await call(channel.unary_unary, "Unary")(b"", timeout=0.05)
     assert isinstance(status.from_rpc_error(caught.value), errors.DeadlineError)
     await server.stop(0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_lab import python, serving
 
+from tests.registry.lab import python, serving
 from weft_registry import artifact, transfer
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import CorruptionError, NotFoundError, PreconditionError, UnavailableError
@@ -202,3 +204,26 @@ def test_what_a_killed_pull_left_behind_does_no_harm(
     transfer.pull(registry, "team/support", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(directory)
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_second_pull_of_the_same_version_waits_and_reads_nothing(
+    registry: EmbeddedRegistry, new_artifact: NewArtifact, tmp_path: Path
+) -> None:
+    version = transfer.push(registry, new_artifact(), NAME).version
+    reading, go_on = threading.Event(), threading.Event()
+
+    def hold(chunk: bytes) -> bytes:
+        reading.set()
+        assert go_on.wait(60)
+        return chunk
+
+    second = Watched(registry)
+    with ThreadPoolExecutor(2) as pool:
+        first_pull = pool.submit(transfer.pull, Watched(registry, hold), version, tmp_path / "out")
+        assert reading.wait(60)
+        second_pull = pool.submit(transfer.pull, second, version, tmp_path / "out")
+        # Time enough for a pull that does not wait to finish; one that waits cannot, however long this is.
+        assert not wait([second_pull], timeout=0.5).done
+        go_on.set()
+        assert first_pull.result(60) == second_pull.result(60) == version
+    assert second.reads == []

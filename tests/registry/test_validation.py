@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from registry_lab import (
+
+from tests.registry.lab import (
     BASE,
     PARAMS,
     add_base,
@@ -20,7 +21,6 @@ from registry_lab import (
     seal,
     upload_all,
 )
-
 from weft_registry import artifact, canonical, transfer, validation
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (

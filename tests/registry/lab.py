@@ -132,7 +132,7 @@ def upload_all(registry: Any, directory: Path) -> bytes:
 
 def python(script: str, *arguments: str, home: Home) -> subprocess.Popen[str]:
     """Runs a script in a process of its own, on this source tree."""
-    path = os.pathsep.join([str(ROOT / "protos"), str(ROOT / "registry"), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(ROOT / "protos"), str(ROOT / "registry")])
     environment = {**os.environ, "PYTHONPATH": path, "WEFT_HOME": str(home.root)}
     environment.pop("WEFT_REGISTRY", None)
     return subprocess.Popen(

@@ -1,0 +1,51 @@
+"""`weft train` and `weft eval` as far as they go without a model: what they refuse, and how."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from weft_registry.base import BaseSpec
+
+Weft = Callable[..., Result]
+CONFIG = """
+base: tiny
+method: lora
+name: colours
+output: out
+data: {train: train.jsonl}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "colours.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_an_override_reaches_the_configuration(weft: Weft, config: Path) -> None:
+    answer = weft("train", config, "training.stps=3", status=1)
+    assert answer.stderr.startswith("error: ")
+    assert "training.stps" in answer.stderr
+    assert "steps" in answer.stderr
+
+
+def test_an_override_without_a_value_is_wrong_usage(weft: Weft, config: Path) -> None:
+    assert "'seed' is not KEY=VALUE" in weft("train", config, "seed", status=2).stderr
+
+
+def test_a_configuration_that_is_not_there_is_wrong_usage(weft: Weft, tmp_path: Path) -> None:
+    assert "does not exist" in weft("train", tmp_path / "none.yaml", status=2).stderr
+
+
+def test_the_base_alone_needs_a_name_and_cannot_be_merged(weft: Weft, config: Path) -> None:
+    assert "--base NAME" in weft("eval", "-", config, status=2).stderr
+    assert "--base NAME" in weft("eval", "-", config, "--base", "tiny", "--merged", status=2).stderr
+
+
+def test_an_artifact_that_is_not_there_is_an_error(weft: Weft, base: BaseSpec, config: Path) -> None:
+    assert "no artifact directory at ./gone" in weft("eval", "./gone", config, status=1).stderr
+    assert "acme/gone" in weft("eval", "acme/gone", config, status=1).stderr
+    assert "NAMESPACE/NAME" in weft("eval", "gone", config, status=1).stderr
