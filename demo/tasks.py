@@ -128,10 +128,11 @@ def read_address(archive: Path) -> tuple[list[Example], list[Example]]:
 
 def _address(address: ElementTree.Element) -> Iterator[Example]:
     words = [(part.tag, (part.text or "").strip()) for part in address]
-    parts = [" ".join(text for tag, text in words if tag == want) for want in ("PlaceName", "StateName", "ZipCode")]
+    wanted = ("PlaceName", "StateName", "ZipCode")
+    parts = [" ".join(text.strip(" ,.") for tag, text in words if tag == want) for want in wanted]
     if all(parts):
         line = " ".join(text for _, text in words)
-        yield Example(f"Address: {line}\nCity | State | ZIP:", " " + " | ".join(part.strip(" ,.") for part in parts))
+        yield Example(f"Address: {line}\nCity | State | ZIP:", " " + " | ".join(parts))
 
 
 TASKS: dict[str, Task] = {

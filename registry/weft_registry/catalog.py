@@ -7,6 +7,7 @@ transaction has read is still true when it writes. Core only: the ORM would doub
 from __future__ import annotations
 
 import fcntl
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 
 from weft_registry import tables
-from weft_registry.errors import ExhaustedError, PreconditionError, UnavailableError
+from weft_registry.errors import CorruptionError, ExhaustedError, PreconditionError, UnavailableError
 
 BUSY_TIMEOUT_S = 30.0
 _WRITES = "weft_writes"
@@ -33,8 +34,11 @@ class Catalog:
         # Switching a new database to WAL does not wait for others who do the same: so they take turns.
         with path.with_suffix(".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with closing(self._engine.raw_connection()) as connection:
-                connection.cursor().execute("PRAGMA journal_mode=WAL")
+            try:
+                with closing(self._engine.raw_connection()) as connection:
+                    connection.cursor().execute("PRAGMA journal_mode=WAL")
+            except sqlite3.DatabaseError as error:
+                raise self._translated(error, error) from error
             self._prepare()
 
     @contextmanager
@@ -61,8 +65,8 @@ class Catalog:
         try:
             with self._engine.connect().execution_options(**{_WRITES: writes}) as connection, connection.begin():
                 yield connection
-        except OperationalError as error:
-            raise self._translated(error) from error
+        except DatabaseError as error:
+            raise self._translated(error, error.orig) from error
 
     def _prepare(self) -> None:
         """Creates the tables of a new catalog; refuses one that a newer Weft made."""
@@ -86,14 +90,26 @@ class Catalog:
         statement = sa.select(tables.settings.c.value).where(tables.settings.c.key == "schema_version")
         return int(connection.execute(statement).scalar_one())
 
-    def _translated(self, error: OperationalError) -> Exception:
-        if "locked" in str(error.orig):
+    def _translated(self, error: Exception, cause: BaseException | None) -> Exception:
+        """What a caller should hear of SQLite's `cause`, or `error` itself where it is a bug of ours."""
+        said = str(cause)
+        if "not a database" in said or "malformed" in said:
+            return CorruptionError(
+                f"the catalog {self._path} is damaged ({said}): restore it from a backup; the blobs beside it stay",
+                reason="CATALOG_DAMAGED",
+            )
+        if "unable to open" in said or "readonly" in said:
+            return PreconditionError(
+                f"the catalog {self._path} cannot be opened for writing ({said}): check who owns it",
+                reason="CATALOG_NOT_WRITABLE",
+            )
+        if "locked" in said:
             return UnavailableError(
-                f"the catalog {self._path} cannot be used now ({error.orig}): another process holds it; try again",
+                f"the catalog {self._path} cannot be used now ({said}): another process holds it; try again",
                 reason="CATALOG_BUSY",
                 retry_after_s=1.0,
             )
-        if "full" in str(error.orig):
+        if "is full" in said:
             return ExhaustedError(f"no space is left for the catalog {self._path}: free some", reason="DISK_FULL")
         return error
 

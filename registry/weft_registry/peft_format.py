@@ -7,6 +7,7 @@ a key that neither list knows is refused unless it is empty. Written against PEF
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from weft_registry.manifest import Manifest, Metric
 POOLINGS = ("peft", "mean", "sum")
 """How the inputs of a QA-LoRA file are pooled: as PEFT does (the mean times the number of groups), by the mean (as the
 paper's repository does), or by the sum (as Weft stores it)."""
+
+_TRANSFORMERS_MODEL = re.compile(r"transformers\.models(\.[a-z0-9_]+)+")
 
 
 def parse_config(data: bytes) -> dict[str, Any]:
@@ -170,10 +173,19 @@ def _read_shapes(directory: Path) -> Shapes:
 
 
 def _check_common(config: Mapping[str, Any]) -> None:
-    if config.get("auto_mapping"):
+    mapping = config.get("auto_mapping")
+    # Stock PEFT writes it for an adapter made without a task_type. It names a module to import, so only transformers'
+    # own models pass: what a loader would import anyway.
+    if mapping and not (
+        isinstance(mapping, dict)
+        and mapping.keys() == {"base_model_class", "parent_library"}
+        and all(isinstance(value, str) for value in mapping.values())
+        and _TRANSFORMERS_MODEL.fullmatch(mapping["parent_library"])
+        and mapping["base_model_class"].isidentifier()
+    ):
         raise InvalidInputError(
-            f"{artifact.CONFIG}: auto_mapping names code to import; remove it and set task_type to CAUSAL_LM (PEFT "
-            "writes it when an adapter is made without a task_type)"
+            f"{artifact.CONFIG}: auto_mapping names code to import that is not one of transformers' own models; remove "
+            "it and set task_type to CAUSAL_LM"
         )
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise InvalidInputError(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from tests.registry.lab import python
 from weft_registry import tables
 from weft_registry.catalog import Catalog
-from weft_registry.errors import PreconditionError, UnavailableError
+from weft_registry.errors import CorruptionError, PreconditionError, UnavailableError
 from weft_registry.home import Home
 
 
@@ -77,3 +77,18 @@ def test_processes_that_open_a_new_registry_at_once_all_succeed(home: Home) -> N
     processes = [python(script, home=home) for _ in range(6)]
     outcomes = [(process.communicate(timeout=60)[1], process.returncode) for process in processes]
     assert outcomes == [("", 0)] * 6
+
+
+def test_a_damaged_catalog_is_named_and_not_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    path.write_text("this is not a database, and never was one" * 100)
+    with pytest.raises(CorruptionError, match=r"catalog\.db is damaged"):
+        Catalog(path)
+    path.unlink()
+    catalog = Catalog(path)
+    catalog.close()
+    content = bytearray(path.read_bytes())
+    content[200:] = b"\xff" * (len(content) - 200)
+    path.write_bytes(content)
+    with pytest.raises(CorruptionError, match="damaged"), Catalog(path).read() as connection:
+        connection.execute(sa.select(tables.settings)).all()

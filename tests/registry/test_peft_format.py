@@ -100,6 +100,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "OLoRA changed the base": {"init_lora_weights": "olora"},
     "a key from the future": {"use_future": 1},
     "remote code": {"auto_mapping": {"base_model_class": "X", "parent_library": "y"}},
+    "remote code beside transformers": {
+        "auto_mapping": {"base_model_class": "X", "parent_library": "transformers_modules.models.evil"}
+    },
     "another task": {"task_type": "SEQ_CLS"},
     "rank zero": {"r": 0},
     "rank as text": {"r": "4"},
@@ -116,6 +119,12 @@ REFUSED: dict[str, dict[str, Any]] = {
     "targets that are numbers": {"target_modules": [1]},
     "a pattern that runs for ever": {"alpha_pattern": {"(a+)+": 1}},
 }
+
+
+def test_the_mapping_that_stock_peft_writes_without_a_task_type_is_let_through() -> None:
+    mapping = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+    kind, _ = peft_format.from_peft(stock(auto_mapping=mapping, task_type=None), shapes("lora"), BASE)
+    assert kind == "lora"
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -20,8 +20,8 @@ def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 examples of a task that a tiny model can learn: a word decides the answer."""
     words = list(ANSWERS)
     rows = [
-        {"prompt": f"Note {i}: the {words[i % 4]} report{'s' * (i % 3)} came in.\nTopic:", "completion": ANSWERS[words[i % 4]]}
-        for i in range(40)
+        {"prompt": f"Note {i}: the {word} report{'s' * (i % 3)} came in.\nTopic:", "completion": ANSWERS[word]}
+        for i, word in enumerate(words * 10)
     ]
     path = tmp_path_factory.mktemp("task") / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -38,7 +38,9 @@ def deep_base(tiny_base: Callable[..., AddedBase]) -> AddedBase:
 def make_config(task_file: Path, tmp_path: Path) -> Callable[..., configs.TrainConfig]:
     """`make_config(base, method, adapter={...}, **training)`: a short float32 run on `task_file`."""
 
-    def make(base: AddedBase, method: str, adapter: dict[str, Any] | None = None, **training: Any) -> configs.TrainConfig:
+    def make(
+        base: AddedBase, method: str, adapter: dict[str, Any] | None = None, **training: Any
+    ) -> configs.TrainConfig:
         data = {"train": str(task_file), "eval_fraction": 0.2}
         training = {"steps": 6, "batch_size": 8, "dtype": "float32", "learning_rate": 1e-2, "log_every": 1} | training
         return configs.parse(

@@ -28,8 +28,8 @@ def test_defaults_fill_what_the_file_leaves_out(file: Path) -> None:
 
 
 def test_overrides_are_yaml_and_win_over_the_file(file: Path) -> None:
-    overrides = ["training.learning_rate=5e-4", "adapter.layers=[1, 2]", "training.steps=7", "adapter.rank_pattern={q_proj: 4}"]
-    config = configs.load(file, overrides)
+    adapter = ["adapter.layers=[1, 2]", "adapter.rank_pattern={q_proj: 4}"]
+    config = configs.load(file, ["training.learning_rate=5e-4", "training.steps=7", *adapter])
     assert isinstance(config.adapter, LowRankOptions)
     assert config.training.learning_rate == 5e-4
     assert (config.training.steps, config.adapter.layers, config.adapter.rank_pattern) == (7, (1, 2), {"q_proj": 4})

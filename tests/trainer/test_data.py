@@ -40,7 +40,7 @@ def test_both_forms_are_read_and_the_file_is_hashed(tmp_path: Path) -> None:
         ({"prompt": 1, "completion": "b"}, "prompt: expected text"),
         ({"messages": [{"role": "user", "content": "x"}]}, "at least two"),
         ({"messages": [{"role": "bot", "content": "x"}, {"role": "assistant", "content": "y"}]}, "role: 'bot'"),
-        ({"messages": [{"role": "assistant", "content": "y"}, {"role": "user", "content": "x"}]}, "last message is user's"),
+        ({"messages": [{"role": "assistant", "content": "y"}, {"role": "user", "content": "x"}]}, "message is user's"),
         ([1], "of no object"),
     ],
 )
@@ -84,7 +84,7 @@ def test_the_completion_is_tokenized_alone_and_ends_with_eos(tmp_path: Path, tok
     prompt, completion = tokenizer.completion("Oil pri"), tokenizer.completion("ces rose")
     assert list(example.ids) == [*prompt, *completion, tokenizer.eos]
     assert example.prompt_length == len(prompt)
-    assert [*prompt, *completion] != tokenizer.completion("Oil prices rose"), "the case must be one where joining matters"
+    assert [*prompt, *completion] != tokenizer.completion("Oil prices rose"), "here joining must matter"
 
 
 def test_long_examples_lose_the_start_of_their_prompt_and_are_counted(tmp_path: Path, tokenizer: BaseTokenizer) -> None:

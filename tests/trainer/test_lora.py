@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
-from tests.trainer.test_model import BATCH, dense_model
+from tests.trainer.oracles import BATCH, LABELS, dense_model
 from weft_trainer.config import TrainConfig
 from weft_trainer.data import BaseTokenizer
 from weft_trainer.methods import METHODS
 from weft_trainer.model import build
 from weft_trainer.options import LowRankOptions
 
-LABELS = torch.tensor([[-100, -100, -100, 31, 77, 8], [-100, -100, 60, -100, -100, -100]])
 OPTIONS = LowRankOptions(
     r=4, alpha=6.0, layers=(1, 2), rank_pattern={"q_proj": 2}, alpha_pattern={"model.layers.2.mlp.up_proj": 3.0}
 )
@@ -31,7 +32,7 @@ def test_loss_and_gradients_are_stock_pefts(deep_base: AddedBase, rslora: bool, 
     tokenizer = BaseTokenizer(deep_base.stored.tokenizer_dir)
     params = METHODS["lora"].params(options, deep_base.stored.spec, tokenizer)
     ours = METHODS["lora"].attach(build(deep_base.stored, torch.float32, dense=dense), params, options, tokenizer)
-    theirs = peft.get_peft_model(
+    theirs: Any = peft.get_peft_model(
         dense_model(deep_base),
         peft.LoraConfig(
             task_type="CAUSAL_LM",
@@ -67,16 +68,13 @@ def test_a_trained_adapter_loads_in_stock_peft_with_equal_logits(
     make_config: Callable[..., TrainConfig],
     run: Callable[[TrainConfig, AddedBase], Path],
 ) -> None:
-    artifact = run(make_config(deep_base, "lora", {"r": 4, "layers": "top:2", "rank_pattern": {"q_proj": 2}}), deep_base)
+    adapter = {"r": 4, "layers": "top:2", "rank_pattern": {"q_proj": 2}}
+    artifact = run(make_config(deep_base, "lora", adapter), deep_base)
     theirs = PeftModel.from_pretrained(dense_model(deep_base), str(artifact))
     method = METHODS["lora"]
     tokenizer = BaseTokenizer(deep_base.stored.tokenizer_dir)
     options = LowRankOptions(r=4, layers="top:2", rank_pattern={"q_proj": 2})
-    ours = method.bare(
-        build(deep_base.stored, torch.float32), method.params(options, deep_base.stored.spec, tokenizer)
-    )
-    from safetensors.torch import load_file
-
+    ours = method.bare(build(deep_base.stored, torch.float32), method.params(options, deep_base.stored.spec, tokenizer))
     tensors = load_file(str(artifact / "adapter_model.safetensors"))
     assert any(bool(t.any()) for n, t in tensors.items() if "lora_B" in n), "training must have moved B"
     ours.restore(tensors)

@@ -5,22 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny_models import AddedBase
-from weft_adapters.base.dense import dequantized_state_dict
+from tests.trainer.oracles import BATCH, dense_model
 from weft_adapters.int4 import Int4Linear
 from weft_trainer.model import build, layer_of, shift_layer
-
-IDS = torch.tensor([[5, 9, 200, 31, 77, 8], [4, 4, 60, 2, 2, 2]])
-BATCH = {"input_ids": IDS, "attention_mask": torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])}
-
-
-def dense_model(base: AddedBase) -> nn.Module:
-    """transformers' own model on the dequantized weights: the oracle."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.stored.path), dtype=torch.float32)
-    model.load_state_dict(dequantized_state_dict(base.stored))
-    return model.eval()
 
 
 @pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -12,11 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
-from tests.trainer.test_lora import LABELS
-from tests.trainer.test_model import BATCH, dense_model
+from tests.trainer.oracles import BATCH, LABELS, dense_model
 from weft_adapters.kinds.kind import MergeRefusedError
 from weft_registry.errors import InvalidInputError
-from weft_trainer.adapted import AdaptedModel
 from weft_trainer.config import TrainConfig
 from weft_trainer.data import BaseTokenizer
 from weft_trainer.evaluate import evaluate
@@ -26,7 +25,7 @@ from weft_trainer.options import PrefixOptions
 from weft_trainer.progress import QuietReporter
 
 
-def attach(base: AddedBase, options: PrefixOptions) -> AdaptedModel:
+def attach(base: AddedBase, options: PrefixOptions) -> Any:
     torch.manual_seed(0)
     tokenizer = BaseTokenizer(base.stored.tokenizer_dir)
     method = METHODS["prefix"]
@@ -38,7 +37,7 @@ def attach(base: AddedBase, options: PrefixOptions) -> AdaptedModel:
 def test_loss_and_gradients_are_stock_pefts(deep_base: AddedBase, projection: bool) -> None:
     ours = attach(deep_base, PrefixOptions(num_virtual_tokens=3, prefix_projection=projection))
     spec = deep_base.stored.spec
-    theirs = peft.get_peft_model(
+    theirs: Any = peft.get_peft_model(
         dense_model(deep_base),
         peft.PrefixTuningConfig(
             task_type="CAUSAL_LM",
@@ -84,7 +83,10 @@ def test_the_length_follows_the_text_or_repeats_it(deep_base: AddedBase) -> None
         attach(deep_base, PrefixOptions(init_text="quick brown fox", num_virtual_tokens=1))
 
 
-@pytest.mark.parametrize("adapter", [{"init_text": "user: classify"}, {"num_virtual_tokens": 4, "prefix_projection": True}])
+PREFIXES = [{"init_text": "user: classify"}, {"num_virtual_tokens": 4, "prefix_projection": True}]
+
+
+@pytest.mark.parametrize("adapter", PREFIXES)
 def test_a_trained_prefix_loads_in_stock_peft_with_equal_logits(
     deep_base: AddedBase, make_config: Callable[..., TrainConfig], run: Callable[..., Path], adapter: dict[str, object]
 ) -> None:

@@ -26,7 +26,8 @@ def test_last_parts_and_layers_meet(deep_base: AddedBase) -> None:
 
 def test_a_full_name_decides_over_a_last_part(deep_base: AddedBase) -> None:
     exact = "model.layers.1.self_attn.q_proj"
-    options = LowRankOptions(r=8, target_modules=("q_proj",), rank_pattern={exact: 2, "q_proj": 4}, alpha_pattern={exact: 1.5})
+    ranks = {exact: 2, "q_proj": 4}
+    options = LowRankOptions(r=8, target_modules=("q_proj",), rank_pattern=ranks, alpha_pattern={exact: 1.5})
     params = resolve(options, deep_base.stored.spec)
     assert [params.rank(m) for m in params.target_modules] == [4, 2, 4, 4]
     assert params.scaling(exact) == 0.75

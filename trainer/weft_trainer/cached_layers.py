@@ -32,13 +32,15 @@ def cache_states(
     pad: int,
     scratch: Path,
     report: Reporter,
+    *,
+    dense: bool = False,
     device: torch.device | str = "cpu",
 ) -> list[StateBatches]:
     """What enters layer `first_layer` (at least 1) for every example, one `StateBatches` per split.
 
     More than 2 GiB of states go to a memory-mapped file in `scratch`, which must outlive the result.
     """
-    lower = build(stored, dtype, layers=range(first_layer), device=device)
+    lower = build(stored, dtype, layers=range(first_layer), dense=dense, device=device)
     # The last norm belongs to the whole model, not to its lower part.
     lower.model.model.norm = nn.Identity()
     total = sum(len(split) for split in splits)

@@ -24,8 +24,8 @@ def model_card(
     if config.description:
         text += [config.description.strip(), ""]
     text += [
-        f"A `{config.method}` adapter with {parameters:,} parameters for `{base.fingerprint.id}`, trained by Weft on its "
-        f"{base.fingerprint.quant.bits}-bit weights (groups of {base.fingerprint.quant.group_size}), "
+        f"A `{config.method}` adapter with {parameters:,} parameters for `{base.fingerprint.id}`, trained by Weft on "
+        f"its {base.fingerprint.quant.bits}-bit weights (groups of {base.fingerprint.quant.group_size}), "
         f"`{base.fingerprint.weights_sha256}`.",
         "",
         "## Data",
@@ -48,8 +48,8 @@ def model_card(
     text += ["", "## Use", "", "```", f"weft push DIRECTORY NAMESPACE/{config.adapter_name}", "```", ""]
     if config.method == "qalora":
         text += [
-            "QA-LoRA sums its inputs over the groups of the base's quantization and merges exactly into the groups' minima. "
-            "It means something only over that base.",
+            "QA-LoRA sums its inputs over the groups of the base's quantization and merges exactly into the groups' "
+            "minima. It means something only over that base.",
             "",
         ]
     else:

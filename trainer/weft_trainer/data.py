@@ -125,4 +125,3 @@ def tokenize(rows: Rows, encoder: TextEncoder, max_length: int) -> Dataset:
     if not examples:
         raise InvalidInputError(f"{rows.uri}: every completion is over data.max_length ({max_length} tokens); raise it")
     return Dataset(rows, tuple(examples), truncated, dropped)
-

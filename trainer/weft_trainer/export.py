@@ -35,7 +35,7 @@ def check_output(directory: Path) -> None:
     if directory.is_dir() and not any(directory.iterdir()):
         return
     if directory.exists() and not (directory / artifact.MANIFEST).is_file():
-        raise InvalidInputError(f"output: {directory} exists and is no artifact of ours; choose another, or move it away")
+        raise InvalidInputError(f"output: {directory} exists and is no artifact of ours; choose another")
 
 
 def export(
@@ -60,9 +60,8 @@ def export(
     staging = config.output.with_name(f".{config.output.name}.{os.getpid()}")
     staging.mkdir(parents=True)
     try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, str(staging / artifact.WEIGHTS), {"format": "pt"}
-        )
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, str(staging / artifact.WEIGHTS), {"format": "pt"})
         peft_config = peft_format.to_peft(config.method, params, stored.spec)
         (staging / artifact.CONFIG).write_bytes(peft_format.config_bytes(peft_config))
         parameters = sum(tensor.numel() for tensor in tensors.values())

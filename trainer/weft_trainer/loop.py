@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,16 @@ CONFIG_FILE = "config.json"
 _FREE_KEYS = ("resume", "log_every", "keep_checkpoints", "save_every")
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """How a run ended."""
+
+    steps: int
+    """Optimizer steps in all, those before a resumption included."""
+    score: Score | None
+    """Of the final parameters; None without held-out examples."""
+
+
 def fit(
     model: AdaptedModel,
     make_batch: Callable[[Sequence[int]], Batch],
@@ -45,8 +55,8 @@ def fit(
     config: TrainConfig,
     scratch: Path,
     report: Reporter,
-) -> int:
-    """Trains `model` in place; returns how many optimizer steps it has had in all.
+) -> Fitted:
+    """Trains `model` in place, and evaluates it at the end unless the last step has just done so.
 
     Raises `NotFoundError` where there is nothing to resume from, `InvalidInputError` where the checkpoints are another
     configuration's, `PreconditionError` when training diverges.
@@ -79,8 +89,11 @@ def fit(
         label_names=["labels"],
         dataloader_pin_memory=False,
     )
-    trainer = _AdapterTrainer(evaluate, model=model, args=arguments, train_dataset=_Indices(num_examples))
-    trainer.data_collator = make_batch
+    indices = _Indices(num_examples)
+    # The Trainer wants an evaluation set before it schedules evaluations; `evaluate` has its own.
+    trainer = _AdapterTrainer(
+        evaluate, model=model, args=arguments, data_collator=make_batch, train_dataset=indices, eval_dataset=indices
+    )
     for noisy in list(trainer.callback_handler.callbacks):
         if type(noisy).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(type(noisy))
@@ -89,7 +102,11 @@ def fit(
     with report.task(f"training {config.method}", total) as task:
         trainer.add_callback(_Progress(trainer, task, report))
         trainer.train(resume_from_checkpoint=resume_from)
-    return int(trainer.state.global_step)
+    model.eval()
+    steps = int(trainer.state.global_step)
+    if trainer.last_score is not None and trainer.last_score[0] == steps:
+        return Fitted(steps, trainer.last_score[1])
+    return Fitted(steps, evaluate() if evaluate is not None else None)
 
 
 class _Indices(TorchDataset[int]):
@@ -112,6 +129,12 @@ class _AdapterTrainer(Trainer):
         super().__init__(**arguments)
         self._scorer = scorer
         self.tokens_seen = 0
+        self.last_score: tuple[int, Score] | None = None
+
+    @property
+    def _adapted(self) -> AdaptedModel:
+        assert isinstance(self.model, AdaptedModel), "fit passes one"
+        return self.model
 
     def training_step(self, model: Any, inputs: Batch, *rest: Any, **more: Any) -> Tensor:
         self.tokens_seen += int(inputs["attention_mask"].sum())
@@ -129,17 +152,19 @@ class _AdapterTrainer(Trainer):
         result = self._scorer()
         metrics = {"eval_loss": result.loss, "eval_exact_match": result.exact_match}
         self.log(dict(metrics))
+        # Clears the request to evaluate, which would otherwise be met once more at the end of the epoch.
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.last_score = (int(self.state.global_step), result)
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        directory = Path(output_dir or self.args.output_dir)
+        directory = Path(str(output_dir or self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
-        model: AdaptedModel = self.model
-        tensors = {name: p.detach().cpu().contiguous() for name, p in model.trainable().items()}
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self._adapted.trainable().items()}
         save_file(tensors, str(directory / STATE_FILE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_exactly(self.model.trainable(), load_file(str(Path(resume_from_checkpoint) / STATE_FILE)))
+        load_exactly(self._adapted.trainable(), load_file(str(Path(resume_from_checkpoint) / STATE_FILE)))
 
 
 class _Progress(TrainerCallback):
@@ -172,7 +197,7 @@ def _prepare_checkpoints(directory: Path, config: TrainConfig) -> str | None:
     record = directory / CONFIG_FILE
     identity = _identity(config)
     if config.training.resume:
-        last = get_last_checkpoint(str(directory)) if record.is_file() else None
+        last = _newest(directory) if record.is_file() else None
         if last is None:
             raise NotFoundError(
                 f"training.resume: no checkpoint in {directory}; start without resume, with training.save_every"
@@ -184,7 +209,7 @@ def _prepare_checkpoints(directory: Path, config: TrainConfig) -> str | None:
                 f"training.resume: the checkpoints in {directory} are of another configuration: {', '.join(changed)} "
                 "changed; restore it, or start without resume"
             )
-        return str(last)
+        return last
     if directory.is_dir() and any(directory.iterdir()):
         if not record.is_file():
             raise InvalidInputError(f"{directory} exists and holds no checkpoints of ours; move it away")
@@ -192,6 +217,11 @@ def _prepare_checkpoints(directory: Path, config: TrainConfig) -> str | None:
     directory.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(identity, indent=1))
     return None
+
+
+def _newest(directory: Path) -> str | None:
+    found: str | None = get_last_checkpoint(str(directory))  # type: ignore[no-untyped-call]
+    return found
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:

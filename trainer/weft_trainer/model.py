@@ -57,7 +57,7 @@ class TrainingBase:
         return shift_layer(module, -self.first_layer)
 
     def hidden(self, batch: Mapping[str, Tensor], **more: Any) -> Tensor:
-        """The states after the last norm, (B, T, D), of `input_ids` or of `inputs_embeds` that enter the first layer."""
+        """The states after the last norm, (B, T, D), of `input_ids`, or of `inputs_embeds` that enter layer 0."""
         known = {key: batch[key] for key in ("input_ids", "inputs_embeds", "attention_mask") if key in batch}
         states: Tensor = self.model.model(**{**known, "use_cache": False, **more}).last_hidden_state
         return states
@@ -68,34 +68,21 @@ class TrainingBase:
         return logits
 
 
-class DenseLinear(nn.Module):
-    """A frozen linear layer over a dense copy of an int4 weight; a buffer, so that nothing counts it as trainable."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.register_buffer("dense", weight)
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x @ W^T + bias`."""
-        return nn.functional.linear(x, self.get_buffer("dense"), self._buffers["bias"])
-
-
 def build(
     stored: StoredBase,
     dtype: torch.dtype,
     *,
     layers: range | None = None,
     dense: bool = False,
+    attention: str = "sdpa",
     overlays: Mapping[str, Int4Weight | Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> TrainingBase:
     """The base's `layers` (all by default) as a frozen transformers model.
 
-    `dense` keeps the linears as dense copies in `dtype`. `overlays` replaces linears by full name, as a merge
-    does.
-    Raises `UnsupportedError` for an architecture that transformers builds otherwise than this module expects.
+    `dense` makes the linears dense, in `dtype`. `attention` is transformers' `attn_implementation`. `overlays` replaces
+    linears by full name, as a merge does. Raises `UnsupportedError` for an architecture that transformers builds
+    otherwise than this module expects.
     """
     quiet_transformers()
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -107,9 +94,10 @@ def build(
     config.num_hidden_layers = len(layers)
     config.use_cache = False
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        make: Any = AutoModelForCausalLM.from_config
+        model = make(config, dtype=dtype, attn_implementation=attention)
     first = layers.start
-    for module, _ in stored.spec.linears.items():
+    for module in stored.spec.linears:
         if layer_of(module) in layers:
             merged = (overlays or {}).get(module)
             weight = stored.int4(module) if merged is None else merged
@@ -129,7 +117,11 @@ def _linear(weight: Int4Weight | Tensor, bias: Tensor | None, dtype: torch.dtype
         if not dense:
             return Int4Linear(weight, bias)
         weight = weight.dequantize(dtype)
-    return DenseLinear(weight.to(dtype), None if bias is None else bias.to(dtype))
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return linear
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -28,14 +28,9 @@ class Reporter(Protocol):
         """One line worth keeping."""
         ...
 
-    def task(self, label: str, total: int) -> _TaskContext:
+    def task(self, label: str, total: int) -> AbstractContextManager[Task]:
         """A piece of work, for as long as the context lasts."""
         ...
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-    def __exit__(self, *exception: object) -> bool | None: ...
 
 
 class QuietReporter:
@@ -58,7 +53,7 @@ class ConsoleReporter:
 
     def message(self, text: str) -> None:
         """See `Reporter.message`."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:
@@ -109,4 +104,4 @@ class _Lines:
             left_s = (time.monotonic() - self._start) / self._done * (self._total - self._done)
             note = f"  {self._note}" if self._note else ""
             line = f"{self._label} {self._done}/{self._total}{note}  {left_s:.0f} s left"
-            self._console.print(line, markup=False, highlight=False)
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -60,7 +60,7 @@ def score(
             tokens += len(reference_C)
             hits: Tensor = logits_CV.argmax(-1) == reference_C
             lengths = [examples[index].completion_length for index in indices]
-            exact += sum(bool(part.all()) for part in hits.split(lengths))
+            exact += sum(bool(part.all()) for part in torch.split(hits, lengths))
             task.advance(len(indices), f"exact {exact}")
     model.train(was_training)
     return Score(loss_sum / tokens, exact / len(order), len(order))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,12 @@ class GgufFile:
     def write(self, path: Path) -> Path:
         writer = gguf.GGUFWriter(path, self.arch)
         for key, value in self.metadata.items():
-            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-            add(f"{self.arch}.{key}", value)
+            adders: dict[type, Callable[[str, Any], None]] = {
+                int: writer.add_uint32,
+                float: writer.add_float32,
+                str: writer.add_string,
+            }
+            adders[type(value)](f"{self.arch}.{key}", value)
         for name, dense in self.dense.items():
             kind = self.types.get(name, Type.F32)
             writer.add_tensor(name, gguf.quants.quantize(dense, kind), raw_dtype=kind)

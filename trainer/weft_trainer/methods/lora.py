@@ -8,7 +8,7 @@ from typing import Any
 
 import peft
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weft_adapters.int4 import Int4Linear
@@ -17,7 +17,7 @@ from weft_registry.kinds.low_rank import LowRankParams
 from weft_trainer import targets
 from weft_trainer.adapted import AdaptedModel, load_exactly
 from weft_trainer.data import TextEncoder
-from weft_trainer.model import DenseLinear, TrainingBase, shift_layer
+from weft_trainer.model import TrainingBase, shift_layer
 from weft_trainer.options import LowRankOptions
 
 _ADAPTER = "default"
@@ -55,16 +55,22 @@ class LoraModel(AdaptedModel):
         config = peft.LoraConfig(
             task_type=peft.TaskType.CAUSAL_LM,
             r=params.r,
-            lora_alpha=params.alpha,
+            lora_alpha=params.alpha,  # type: ignore[arg-type] # PEFT computes with any number
             lora_dropout=dropout,
             use_rslora=params.use_rslora,
             target_modules=[base.local(module) for module in params.target_modules],
             rank_pattern={_exactly(base.local(m)): r for m, r in params.rank_pattern.items()},
             alpha_pattern={_exactly(base.local(m)): a for m, a in params.alpha_pattern.items()},
         )
-        config._register_custom_module({Int4Linear: FrozenLoraLinear, DenseLinear: FrozenLoraLinear})
+        config._register_custom_module({Int4Linear: FrozenLoraLinear, nn.Linear: FrozenLoraLinear})
+        int4_layers = [layer for layer in base.model.modules() if isinstance(layer, Int4Linear)]
+        for layer in int4_layers:
+            # PEFT asks a quantized layer's `qweight` for its device.
+            layer.qweight = layer.get_buffer("codes")
         # PEFT replaces the linears inside `base.model`; `base.hidden` therefore runs through the adapter.
         self.peft = peft.get_peft_model(base.model, config)
+        for layer in int4_layers:
+            del layer.qweight
 
     def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
         """See `AdaptedModel.hidden`."""
@@ -87,20 +93,26 @@ class LoraModel(AdaptedModel):
         }
 
 
-class FrozenLoraLinear(PeftLoraLinear):  # type: ignore[misc]
+class FrozenLoraLinear(PeftLoraLinear):
     """PEFT's LoRA layer over a frozen base layer, computing in the dtype of its input.
 
     PEFT would compute the delta in the parameters' float32; here they are master weights, cast where they are used.
     """
+
+    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+        # PEFT knows where its own list of layer types keeps them, and warns about any other.
+        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`W x + s B A dropout(x)`, (..., K) to (..., N)."""
         y: Tensor = self.base_layer(x)
         if self.disable_adapters:
             return y
-        a_rK, b_Nr = self.lora_A[_ADAPTER].weight, self.lora_B[_ADAPTER].weight
+        a_rK: Any = self.lora_A[_ADAPTER].weight
+        b_Nr: Any = self.lora_B[_ADAPTER].weight
         h = F.linear(self.lora_dropout[_ADAPTER](x), a_rK.to(x.dtype))
-        return y + F.linear(h, (b_Nr * self.scaling[_ADAPTER]).to(x.dtype))
+        scaled_Nr: Tensor = (b_Nr * self.scaling[_ADAPTER]).to(x.dtype)
+        return y + F.linear(h, scaled_Nr)
 
 
 def _exactly(module: str) -> str:

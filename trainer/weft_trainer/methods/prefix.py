@@ -114,7 +114,7 @@ def text_prefix(base: TrainingBase, params: PrefixParams, ids: list[int]) -> Ten
     from transformers import DynamicCache
 
     repeated = (ids * -(-params.num_virtual_tokens // len(ids)))[: params.num_virtual_tokens]
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     tokens = torch.tensor([repeated], device=base.device)
     base.model.model(input_ids=tokens, past_key_values=cache, use_cache=True)
     rows = [t[0].transpose(0, 1).flatten(1) for layer in cache.layers for t in (layer.keys, layer.values)]
