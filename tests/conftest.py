@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import benchmarks  # noqa: F401 - first of all, because it decides how threads wait before torch is imported
 from tests.tiny_models import AddedBase, make_model_directory
 from weft_adapters.base import StoredBase, add_base
 from weft_registry.errors import UnavailableError

@@ -1,4 +1,4 @@
-"""Keeps libraries from writing over the progress display. What they warn about is decided here, by this package."""
+"""How libraries behave in a training process: what they write, and how they wait. To be decided before they load."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import logging
 import os
 import warnings
 
+from weft_adapters.threads import wait_asleep
+
 
 def quiet_transformers() -> None:
     """Call before the first import of transformers: no hub look-ups, no advice, no progress bars of its own."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    wait_asleep()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -104,6 +104,9 @@ def serve(**settings: Any) -> None:
     """
     options = ServeOptions(**settings)
 
+    from weft_adapters.threads import wait_asleep
+
+    wait_asleep()
     from weft_server.serving import serve as run
 
     run(options)
