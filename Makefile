@@ -45,8 +45,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Train, publish and serve three adapters on one int4 base, in one batch
 	@$(BIN)/python -m demo
 
+# Threads that sleep while they wait: several tests run servers beside themselves.
 test: $(STAMP) ## Run the tests (ARGS="-k name" for some of them)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
 
 test-install: $(STAMP) ## Build the wheel and install it, without torch, into an empty environment
 	@$(BIN)/python -m pytest -m install tests/project/test_install.py

@@ -1,5 +1,5 @@
 """Measurements: ratios against a peer in the same run, never absolute speed claims."""
 
-from weft_adapters.threads import wait_asleep
+from weft_adapters.threads import spin_briefly
 
-wait_asleep()
+spin_briefly()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import benchmarks  # noqa: F401 - first of all, because it decides how threads wait before torch is imported
 from tests.tiny_models import AddedBase, make_model_directory
 from weft_adapters.base import StoredBase, add_base
 from weft_registry.errors import UnavailableError
@@ -35,6 +34,8 @@ def real_base() -> AddedBase:
         try:
             add_base(home, REAL_NAME, REAL_SOURCE, report=print)
         except UnavailableError as error:
+            if os.environ.get("CI"):
+                raise
             pytest.skip(f"the real base model cannot be fetched here: {error}")
     return AddedBase(home, REAL_NAME, StoredBase.open(path))
 

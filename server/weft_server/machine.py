@@ -33,6 +33,7 @@ def engine_options(options: ServeOptions, base: BaseSpec) -> TorchEngineOptions:
         max_waiting=options.max_waiting,
         kv_bytes=options.kv_bytes,
         overlay_bytes=options.overlay_bytes,
+        num_threads=options.threads or os.cpu_count() or 1,
     )
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 import signal
 import sys
 
 import grpc
-import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -59,7 +57,6 @@ async def _serve(options: ServeOptions) -> None:
         raise UnsupportedError(f"--engine {options.engine}: this Weft has the engine torch")
     store = BaseStore(options.home.bases)
     spec = store.get(options.base)
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
     settings = engine_options(options, spec)
     base = StoredBase.open(store.path(options.base))
     base.verify()
@@ -67,7 +64,7 @@ async def _serve(options: ServeOptions) -> None:
     registry = open_registry(options.home, options.registry)
     _say(
         f"base {options.base} ({spec.fingerprint.id}): {engine.base_bytes / _MIB:.0f} MiB in {options.dtype} on "
-        f"{settings.device}, {torch.get_num_threads()} threads"
+        f"{settings.device}, {settings.num_threads} threads"
         + (", bfloat16 copies beside int4" if settings.copies else "")
     )
     bridge = EngineBridge(engine)

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 
-from weft_adapters.threads import wait_asleep
+from weft_adapters.threads import spin_briefly
 
 
 def quiet_transformers() -> None:
@@ -14,7 +14,7 @@ def quiet_transformers() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    wait_asleep()
+    spin_briefly()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

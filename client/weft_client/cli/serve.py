@@ -104,9 +104,9 @@ def serve(**settings: Any) -> None:
     """
     options = ServeOptions(**settings)
 
-    from weft_adapters.threads import wait_asleep
+    from weft_adapters.threads import spin_briefly
 
-    wait_asleep()
+    spin_briefly()
     from weft_server.serving import serve as run
 
     run(options)

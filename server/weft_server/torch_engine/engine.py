@@ -1,17 +1,11 @@
-"""The embedded engine: a thread that takes one step after another, and the mailbox in front of it.
-
-What the steps change belongs to the `Stepper`, and the step thread alone touches it. Other threads leave messages: new
-requests, cancellations, and small actions to be done between two steps.
-"""
+"""The embedded engine: one base model in memory, a thread that computes over it, and two that prepare adapters."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,17 +16,9 @@ from weft_adapters.base.load import StoredBase
 from weft_adapters.binding import bind
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter
-from weft_registry.errors import ExhaustedError, PreconditionError, UnavailableError
+from weft_registry.errors import ExhaustedError, PreconditionError
 from weft_registry.manifest import Manifest
-from weft_server.engine import (
-    AdapterHandle,
-    Deliver,
-    EngineEvent,
-    EngineInfo,
-    EngineRequest,
-    FailEvent,
-    MergeOutcome,
-)
+from weft_server.engine import AdapterHandle, Deliver, EngineInfo, EngineRequest, MergeOutcome
 from weft_server.torch_engine.decoder import Decoder
 from weft_server.torch_engine.kernels import KernelFactory
 from weft_server.torch_engine.kv_cache import CacheShape, KvCache
@@ -40,9 +26,9 @@ from weft_server.torch_engine.merging import build_overlay
 from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.scheduler import Scheduler
 from weft_server.torch_engine.sequence import Sequence
+from weft_server.torch_engine.step_thread import StepThread
 from weft_server.torch_engine.stepper import Stepper
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -61,6 +47,8 @@ class TorchEngineOptions:
     """Requests in the queue before new ones are refused."""
     kv_bytes: int
     overlay_bytes: int
+    num_threads: int = 0
+    """CPU threads of a step; 0 leaves the choice to torch."""
 
 
 class TorchEngine:
@@ -69,24 +57,22 @@ class TorchEngine:
     def __init__(self, base: StoredBase, options: TorchEngineOptions) -> None:
         self._base = base
         self._options = options
-        with torch.inference_mode():
-            self._decoder = Decoder(base, KernelFactory(options.device, options.dtype, options.copies))
-        base.release()
         config = base.config
         shape = CacheShape(config.num_layers, config.num_kv_heads, config.head_dim, options.dtype, options.device)
         self._cache: KvCache[Sequence] = KvCache(shape, options.kv_bytes)
+        self._merging = threading.Lock()
+        # One core each at most, and no OpenMP team of their own: see `StepThread`.
+        self._side = ThreadPoolExecutor(2, "weft-side", initializer=torch.set_num_threads, initargs=(1,))
+        self._steps = StepThread(self._build, num_threads=options.num_threads, max_waiting=options.max_waiting)
+
+    def _build(self) -> Stepper:
+        options = self._options
+        decoder = Decoder(self._base, KernelFactory(options.device, options.dtype, options.copies))
+        self._base.release()
         scheduler = Scheduler(
             self._cache, max_batch_size=options.max_batch_size, max_prefill_tokens=options.max_prefill_tokens
         )
-        self._stepper = Stepper(self._decoder, scheduler, options.device)
-        self._inbox: deque[Sequence | str | Callable[[], None]] = deque()
-        """New sequences, ids to cancel, and actions, in order of arrival."""
-        self._wake = threading.Condition()
-        self._closing = False
-        self._queued = 0
-        """Sequences submitted and not yet in the batch, as `submit` counts them."""
-        self._merging = threading.Lock()
-        self._thread: threading.Thread | None = None
+        return Stepper(decoder, scheduler, options.device)
 
     @property
     def info(self) -> EngineInfo:
@@ -106,42 +92,33 @@ class TorchEngine:
     @property
     def alive(self) -> bool:
         """See `Engine`."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._steps.alive
 
     @property
     def base_bytes(self) -> int:
         """Bytes of the base's weights in memory, copies included."""
-        return self._decoder.size_bytes
+        return self._stepper.decoder.size_bytes
 
     def start(self, deliver: Deliver) -> None:
         """See `Engine`."""
-        self._thread = threading.Thread(target=self._run, args=(deliver,), name="weft-step", daemon=True)
-        self._thread.start()
+        self._steps.start(deliver)
 
     def close(self) -> None:
         """See `Engine`."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join()
+        self._steps.close()
+        self._side.shutdown()
 
     def bind(self, directory: Path, manifest: Manifest, digest: str) -> Adapter[Any]:
         """See `Engine`."""
-        with torch.inference_mode():
-            return bind(
-                directory,
-                manifest,
-                self._base.spec,
-                dtype=self._options.dtype,
-                device=self._options.device,
-                digest=digest,
-            )
+        o = self._options
+        return self._beside(
+            lambda: bind(directory, manifest, self._base.spec, dtype=o.dtype, device=o.device, digest=digest)
+        )
 
     def release(self, adapter: AdapterHandle) -> None:
         """See `Engine`."""
         digest = adapter.digest
-        self._post(lambda: self._stepper.active.forget(digest))
+        self._steps.post(lambda: self._stepper.active.forget(digest))
 
     def context_room(self, adapter: AdapterHandle | None) -> int:
         """See `Engine`."""
@@ -162,23 +139,11 @@ class TorchEngine:
                 reason="KV_MEMORY",
                 metadata={"needed_bytes": str(cost), "limit_bytes": str(limit)},
             )
-        with self._wake:
-            if self._closing:
-                raise UnavailableError("the server is stopping")
-            if self._queued >= self._options.max_waiting:
-                raise ExhaustedError(
-                    f"{self._queued} requests are waiting, the most this server queues: come back later",
-                    reason="QUEUE_FULL",
-                    metadata={"limit": str(self._options.max_waiting)},
-                    retry_after_s=1.0,
-                )
-            self._queued += 1
-            self._inbox.append(sequence)
-            self._wake.notify()
+        self._steps.submit(sequence)
 
     def cancel(self, request_id: str) -> None:
         """See `Engine`."""
-        self._post(request_id)
+        self._steps.post(request_id)
 
     @property
     def merged(self) -> AdapterHandle | None:
@@ -198,8 +163,9 @@ class TorchEngine:
             begin = time.perf_counter()
             # The overlay in use stays until the new one is ready, so both must fit.
             room = self._options.overlay_bytes - self.overlay_bytes
+            decoder, bound = self._stepper.decoder, _bound(adapter)
             try:
-                overlay = build_overlay(self._base, self._decoder, _bound(adapter), limit_bytes=room)
+                overlay = self._beside(lambda: build_overlay(self._base, decoder, bound, limit_bytes=room))
             finally:
                 self._base.release()
             build_s = time.perf_counter() - begin
@@ -212,6 +178,10 @@ class TorchEngine:
                 raise PreconditionError("no adapter is merged", reason="NOT_MERGED")
             return self._swap(None)
 
+    @property
+    def _stepper(self) -> Stepper:
+        return self._steps.stepper
+
     def _swap(self, overlay: Overlay | None) -> float:
         """Seconds from asking until the new weights are in force: the rest of the step that is running."""
 
@@ -219,73 +189,17 @@ class TorchEngine:
             self._stepper.overlay = overlay
 
         begin = time.perf_counter()
-        self._between_steps(assign)
+        self._steps.between_steps(assign)
         return time.perf_counter() - begin
 
-    def _between_steps(self, action: Callable[[], _T]) -> _T:
-        """Has the step thread do something small between two steps, and waits for it."""
-        done: Future[_T] = Future()
+    def _beside(self, work: Callable[[], _T]) -> _T:
+        """Does something slow in a side thread, and waits for it."""
 
-        def act() -> None:
-            done.set_result(action())
+        def inferring() -> _T:
+            with torch.inference_mode():
+                return work()
 
-        with self._wake:
-            if self._closing or self._thread is None:
-                raise UnavailableError("the engine is not running")
-            self._inbox.append(act)
-            self._wake.notify()
-        return done.result()
-
-    def _post(self, message: str | Callable[[], None]) -> None:
-        with self._wake:
-            self._inbox.append(message)
-            self._wake.notify()
-
-    # The step thread.
-
-    def _run(self, deliver: Deliver) -> None:
-        try:
-            self._loop(deliver)
-        except Exception as error:
-            # Nothing may leave a caller waiting for a thread that is gone.
-            _log.exception("the step thread died")
-            with self._wake:
-                self._closing = True
-                left = [message for message in self._inbox if isinstance(message, Sequence)]
-            failure = UnavailableError(f"the engine stopped: {error}", reason="ENGINE_DIED")
-            deliver(self._stepper.drain(failure) + [FailEvent(s.request.request_id, failure) for s in left])
-            raise
-
-    @torch.inference_mode()
-    def _loop(self, deliver: Deliver) -> None:
-        while True:
-            with self._wake:
-                while not self._inbox and self._stepper.scheduler.idle and not self._closing:
-                    self._wake.wait()
-                messages, closing = list(self._inbox), self._closing
-                self._inbox.clear()
-            events = self._receive(messages)
-            if closing:
-                deliver(events + self._stepper.drain(UnavailableError("the server is stopping")))
-                return
-            events += self._stepper.step()
-            with self._wake:
-                self._queued = self._stepper.scheduler.waiting_count + sum(
-                    isinstance(message, Sequence) for message in self._inbox
-                )
-            if events:
-                deliver(events)
-
-    def _receive(self, messages: list[Sequence | str | Callable[[], None]]) -> list[EngineEvent]:
-        events: list[EngineEvent] = []
-        for message in messages:
-            if isinstance(message, Sequence):
-                self._stepper.scheduler.add(message)
-            elif isinstance(message, str):
-                events += self._stepper.cancel(message)
-            else:
-                message()
-        return events
+        return self._side.submit(inferring).result()
 
 
 def _bound(adapter: AdapterHandle) -> Adapter[Any]:

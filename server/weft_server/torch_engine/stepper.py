@@ -23,7 +23,7 @@ class Stepper:
     """The running batch over one decoder: its scheduler, its adapters' packs, the overlay in use."""
 
     def __init__(self, decoder: Decoder, scheduler: Scheduler, device: torch.device) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._device = device
         self.scheduler = scheduler
         self.active = ActiveAdapters()
@@ -45,7 +45,7 @@ class Stepper:
             return []
         try:
             batch, sequences = assemble(plan, self.active, self.overlay, self._device)
-            logits_SV = self._decoder.forward(batch, self.active, self.overlay)
+            logits_SV = self.decoder.forward(batch, self.active, self.overlay)
             sampled = sample(logits_SV, sequences)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, MemoryError) as error:
             # Whatever went wrong inside a step, the requests in it must hear of it and the server must go on.
