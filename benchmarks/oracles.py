@@ -3,6 +3,7 @@ QA-LoRA's formula in float64. Nothing here uses the engine or the kinds' own mat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,9 @@ from benchmarks.subjects import RandomAdapter
 from weft_adapters.base.dense import dequantized_state_dict
 from weft_adapters.base.load import StoredBase
 from weft_registry.peft_format import config_bytes, to_peft
+
+# PEFT asks transformers by a name that transformers has renamed; neither is ours to change.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 def dense_model(base: StoredBase, dtype: torch.dtype = torch.float32) -> Any:

@@ -75,10 +75,12 @@ def main() -> None:
         shown = _serve_and_compare(environment, server, trained)
     _print_table(trained, shown)
     _console.print(f"\n[bold]5/5 Done[/bold] in {time.monotonic() - begin:.0f} s. Everything is under {ROOT}/; try:")
-    _console.print(
-        f"  export WEFT_HOME={ROOT}/home\n  weft serve --base {BASE} &\n"
-        f"  weft generate demo/topic 'Crude oil prices rose after OPEC ministers met in Vienna\\nTopic:'"
-    )
+    for line in (
+        f"source .venv/bin/activate; export WEFT_HOME={ROOT}/home",
+        f"weft serve --base {BASE} &",
+        "weft generate demo/topic $'Crude oil prices rose after OPEC ministers met in Vienna\\nTopic:'",
+    ):
+        _console.print(f"  {line}", markup=False, soft_wrap=True)
     problems = shown.problems(trained)
     for problem in problems:
         _console.print(f"[red]not as promised:[/red] {problem}")

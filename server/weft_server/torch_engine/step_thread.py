@@ -109,8 +109,7 @@ class StepThread:
             if self._num_threads:
                 torch.set_num_threads(self._num_threads)
             stepper = self._build()
-        except Exception as error:
-            # Raised again in the thread that waits for it.
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits for it
             built.set_exception(error)
             return
         built.set_result(stepper)
