@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from benchmarks.subjects import random_adapter
+from tests.server.processes import start
 from tests.tiny_models import AddedBase
 from weft_client import AsyncInferenceClient, InferenceClient, RegistryClient
 from weft_registry import errors
@@ -36,18 +37,6 @@ class Served(NamedTuple):
     home: Home
     process: subprocess.Popen[str]
     base: AddedBase
-
-
-def start(home: Home, name: str, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """A server on a free port, once it says that it is ready."""
-    command = [sys.executable, "-m", "weft_client.cli", "serve", "--base", name, "--port", "0", *options]
-    environment = {**os.environ, "WEFT_HOME": str(home.root)}
-    environment.pop("WEFT_REGISTRY", None)
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith("ready on 127.0.0.1:"), line
-    return process, line.removeprefix("ready on ").strip()
 
 
 def prepare(home: Home, base: AddedBase) -> None:
