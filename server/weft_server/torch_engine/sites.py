@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from weft_adapters.base.load import StoredBase
 
+from weft_adapters.base.load import StoredBase
 from weft_adapters.int4 import Int4Weight
 from weft_adapters.kinds.kind import LinearSite
 
