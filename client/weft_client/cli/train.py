@@ -34,7 +34,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool) 
 
     \b
     Example:
-      weft train topics.yaml seed=1 adapter.r=16
+      weft train topics.yaml training.seed=1 adapter.r=16
     """
     for override in overrides:
         key, equals, _ = override.partition("=")

@@ -151,6 +151,7 @@ class RegistryServiceServicer(object):
     def Resolve(self, request, context):
         """Turns a reference into the one version that it names now. The digest is what should travel afterwards.
         INVALID_ARGUMENT: not a reference. NOT_FOUND: with the nearest names in ErrorInfo metadata "nearest".
+        FAILED_PRECONDITION: the reference has a label and a digest that name different versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

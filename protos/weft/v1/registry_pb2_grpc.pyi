@@ -65,6 +65,7 @@ class RegistryServiceStub:
     Resolve: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ResolveRequest, _registry_pb2.ResolveResponse]
     """Turns a reference into the one version that it names now. The digest is what should travel afterwards.
     INVALID_ARGUMENT: not a reference. NOT_FOUND: with the nearest names in ErrorInfo metadata "nearest".
+    FAILED_PRECONDITION: the reference has a label and a digest that name different versions.
     """
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]
     """Adapters by namespace, in name order. INVALID_ARGUMENT: a malformed page token."""
@@ -123,6 +124,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Resolve: _aio.UnaryUnaryMultiCallable[_registry_pb2.ResolveRequest, _registry_pb2.ResolveResponse]  # type: ignore[assignment]
     """Turns a reference into the one version that it names now. The digest is what should travel afterwards.
     INVALID_ARGUMENT: not a reference. NOT_FOUND: with the nearest names in ErrorInfo metadata "nearest".
+    FAILED_PRECONDITION: the reference has a label and a digest that name different versions.
     """
     ListAdapters: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """Adapters by namespace, in name order. INVALID_ARGUMENT: a malformed page token."""
@@ -214,6 +216,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.ResolveResponse, _abc.Awaitable[_registry_pb2.ResolveResponse]]:
         """Turns a reference into the one version that it names now. The digest is what should travel afterwards.
         INVALID_ARGUMENT: not a reference. NOT_FOUND: with the nearest names in ErrorInfo metadata "nearest".
+        FAILED_PRECONDITION: the reference has a label and a digest that name different versions.
         """
 
     @_abc_1.abstractmethod
