@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.tiny_models import AddedBase, make_model_directory
 from weft_adapters.base import StoredBase, add_base
@@ -20,6 +21,12 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 # No test may reach a hub: a name that is mistaken for a repository must fail, not download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Every test draws the same numbers, alone or after others."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

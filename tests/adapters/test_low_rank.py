@@ -81,7 +81,8 @@ def test_batched_delta_equals_a_loop_over_rows(
     pack = KINDS[kind].pack(adapters, SITE)
     assert pack is not None
     pack.apply(x, y, Segments(adapter_of_row))
-    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-3)
+    # Float32 rounding grows with the largest terms of a sum, not with what is left when they cancel.
+    assert (y.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_rows_of_other_kinds_are_left_alone() -> None:
