@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -21,6 +22,10 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 # No test may reach a hub: a name that is mistaken for a repository must fail, not download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A slow machine is no failure, and what CI draws today it must draw tomorrow.
+hypothesis.settings.register_profile("weft", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("weft")
 
 
 @pytest.fixture(autouse=True)
