@@ -92,8 +92,3 @@ class Scheduler:
     def waiting_count(self) -> int:
         """Sequences in the queue."""
         return len(self._waiting)
-
-    @property
-    def running_count(self) -> int:
-        """Sequences in the batch."""
-        return len(self._running)
