@@ -6,7 +6,6 @@ The path is the same for unary and streaming calls. It knows text and adapters' 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -216,15 +215,6 @@ class Completer:
             return NamedToken(token, self._tokenizer.token_text(token), logprob)
 
         return Position(named(token_id, logprobs.chosen), tuple(named(*pair) for pair in logprobs.top))
-
-
-@contextlib.asynccontextmanager
-async def closing(stream: AsyncGenerator[Chunk, None]) -> AsyncGenerator[AsyncGenerator[Chunk, None], None]:
-    """Closes a completion's generator even when its reader is cancelled in the middle."""
-    try:
-        yield stream
-    finally:
-        await stream.aclose()
 
 
 def _nothing() -> None:

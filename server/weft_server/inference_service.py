@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ from weft.v1 import inference_pb2 as pb
 from weft.v1 import inference_pb2_grpc as pb_grpc
 from weft_registry import canonical
 from weft_registry.base import BaseSpec
-from weft_server.completion import Completer, closing
+from weft_server.completion import Completer
 from weft_server.engine import EngineInfo
 from weft_server.requests import parse_request, stream_message, whole_message
 
@@ -30,14 +31,14 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
         """See inference.proto."""
-        async with closing(self._completer.stream(parse_request(request))) as stream:
+        async with aclosing(self._completer.stream(parse_request(request))) as stream:
             return whole_message([chunk async for chunk in stream])
 
     async def GenerateStream(
         self, request: pb.GenerateRequest, context: _Context
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """See inference.proto."""
-        async with closing(self._completer.stream(parse_request(request))) as stream:
+        async with aclosing(self._completer.stream(parse_request(request))) as stream:
             async for chunk in stream:
                 yield stream_message(chunk)
 
