@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12   the interpreter that .venv is made with (3.11 or newer)
 #   ARGS="..."          passed on to pytest (make test) or to the benchmarks (make bench)
-#   QUICK=1             make bench in its short form
+#   QUICK=1             make bench and make bench-peers in their short form
 
 PYTHON ?= python3
 VENV   := .venv
@@ -18,7 +18,7 @@ TORCH   = torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-install check check-lint check-types check-layers check-protos \
-        protos protos-released bench format docs-cli lock dist clean
+        protos protos-released bench bench-peers bench-peers-venv format docs-cli lock dist clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -83,6 +83,29 @@ protos-released: $(STAMP) ## At a release: what later changes of the protocol mu
 
 bench: $(STAMP) ## Measure (QUICK=1 for the short form)
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+# Each peer in an environment of its own, in .cache: their requirements contradict each other's and ours.
+PEERS := .cache/peers-vllm .cache/peers-llama
+
+bench-peers: bench-peers-venv ## Measure beside other engines, which it installs first (QUICK=1, ARGS="...")
+	@$(BIN)/python -m benchmarks.bench_peers $(if $(QUICK),--quick) $(ARGS)
+
+bench-peers-venv: $(STAMP) $(PEERS:=/.complete) ## Install vLLM's CPU build and llama.cpp (about 3 GB, 10 minutes)
+
+# torch first and alone, as in .venv; the rest as listed, without what vLLM asks for and does not need.
+.cache/peers-vllm/.complete: benchmarks/peers/vllm-requirements.txt
+	@echo "installing vLLM in $(@D)"
+	@rm -rf $(@D) && mkdir -p $(@D) && $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -q $$(grep '^torch==' $<)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $<
+	@touch $@
+
+.cache/peers-llama/.complete: benchmarks/peers/llama-requirements.txt
+	@echo "compiling llama.cpp in $(@D)"
+	@rm -rf $(@D) && mkdir -p $(@D) && $(PYTHON) -m venv $(@D)
+	@CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(@D)/bin/python -m pip --disable-pip-version-check install -q \
+		--no-deps --no-binary llama_cpp_python -r $<
+	@touch $@
 
 format: $(STAMP) ## Format the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

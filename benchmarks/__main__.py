@@ -1,11 +1,14 @@
-"""`python -m benchmarks [--quick]`: every benchmark, one after the other, each in a process of its own."""
+"""`python -m benchmarks [--quick]`: every benchmark of Weft itself, one after the other, each in a process of its own.
+
+Those beside other engines need these installed: `make bench-peers`.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-NAMES = ("bench_parity", "bench_decode", "bench_switch", "bench_memory")
+NAMES = ("bench_parity", "bench_decode", "bench_serve", "bench_switch", "bench_memory")
 
 
 def main() -> None:

@@ -1,81 +1,144 @@
-"""Decode throughput: the base alone, and 8 distinct LoRA adapters mixed in one batch, beside PEFT's `adapter_names`.
+"""How fast batches decode whose rows wear adapters, beside the base alone: `decode_cells.CELLS`.
 
-64 prompt tokens and 64 new ones (16 with --quick), greedy, rank 8 on all linears, bfloat16. The rate counts new tokens
-over the whole time, prompts included. PEFT runs in a process of its own, so that neither side's worker threads get in
-the other's way; repeats are interleaved, and a ratio is the median of the repeats' own ratios.
+64 prompt tokens and 64 new ones (16 with --quick), greedy, adapters on all linears, bfloat16. A row's value is the rate
+of the steps that only decode: from the step after the one that gave the last request its first token, to the one that
+ends the first request. Rows with `_whole` count new tokens over the whole time, prompts included. No prompt comes
+twice. A ratio is to the base alone, run just before in the same process (with --quick: before every seventh cell); it
+is the median over the repeats.
+
+`bf16_neighbour_dependence`: the share of requests whose greedy tokens differ between a run alone and a run in a mixed
+batch, each on an engine of its own.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 
-from benchmarks.engines import Runner, engine_options
-from benchmarks.peft_process import PeftProcess
-from benchmarks.report import Row, arguments, median_and_spread, report
+from benchmarks.decode_cells import ALL_KINDS, CELLS, Cell
+from benchmarks.engines import Runner, engine_options, native_library_of
+from benchmarks.report import Row, arguments, report
+from benchmarks.samples import Prompts, Samples, popularity
 from benchmarks.subjects import benchmark_home, random_adapter, real_base
+from weft_adapters.base.load import StoredBase
 from weft_adapters.kinds.kind import Adapter
 from weft_server.torch_engine.engine import TorchEngine
 
 PROMPT = 64
-NUM_ADAPTERS = 8
 
-
-def rate(run: Callable[[], object], tokens: int) -> float:
-    """Tokens a second of one run."""
-    begin = time.perf_counter()
-    run()
-    return tokens / (time.perf_counter() - begin)
+Wearers = Sequence[Adapter[Any] | None]
 
 
 def main() -> None:
     """Runs the benchmark."""
     args = arguments(__doc__ or "")
-    new, repeats = (16, 2) if args.quick else (64, 3)
     base = real_base(benchmark_home())
-    adapters = [random_adapter("lora", base.spec, seed) for seed in range(NUM_ADAPTERS)]
-    bound = [adapter.bound(torch.bfloat16) for adapter in adapters]
-    engine = TorchEngine(base, engine_options())
-    runner = Runner(engine)
-    peer = PeftProcess(NUM_ADAPTERS)
-    generator = torch.Generator().manual_seed(0)
-    rows: list[Row] = []
-    for batch in (1, 8, 32):
-        prompts = torch.randint(100, base.config.vocab_size, (batch, PROMPT), generator=generator).tolist()
-        wearers: list[Adapter[Any] | None] = [bound[i % NUM_ADAPTERS] for i in range(batch)]
-        names = [i % NUM_ADAPTERS for i in range(batch)]
-        runs: dict[str, Callable[[], object]] = {
-            "base": lambda p=prompts: runner.run(p, [None] * len(p), new),  # type: ignore[misc]
-            "lora8": lambda p=prompts, w=wearers: runner.run(p, w, new),  # type: ignore[misc]
-            "peft": lambda p=prompts, n=names: peer.generate(p, n, new),  # type: ignore[misc]
-        }
-        for run in runs.values():
-            run()
-        samples: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(repeats):
-            for name, run in runs.items():
-                samples[name].append(rate(run, batch * new))
-        rows += _rows(batch, samples)
+    wardrobe = _Wardrobe(base)
+    samples = Samples()
+    engine = TorchEngine(base, engine_options(native=native_library_of(base)))
+    bench = _Bench(engine, wardrobe, Prompts(base.config.vocab_size, seed=0), samples)
+    if args.quick:
+        bench.run(CELLS, repeats=1, new=16, base_every=7)
+    else:
+        bench.run(CELLS, repeats=5, new=64, base_every=1)
     engine.close()
-    peer.close()
-    report(f"Decode throughput, SmolLM2-135M int4, {PROMPT} + {new} tokens", rows, args.json)
-
-
-def _rows(batch: int, samples: dict[str, list[float]]) -> list[Row]:
     rows = []
-    baselines = {"base": None, "lora8": "base", "peft": None, "lora8/peft": "peft"}
-    for name, baseline in baselines.items():
-        own = name.split("/")[0]
-        value, spread = median_and_spread(samples[own])
-        ratio = None
-        if baseline is not None:
-            ratio, spread = median_and_spread([a / b for a, b in zip(samples[own], samples[baseline], strict=True)])
-        label = {"base": "base only", "lora8": "8 LoRA mixed", "peft": "PEFT adapter_names, 8 LoRA mixed"}[own]
-        rows.append(Row(f"{label}, batch {batch}", value, "tokens/s", baseline or "", ratio, spread))
-    return rows
+    for batch, cells in groupby(CELLS, lambda cell: cell.batch):
+        rows += [samples.row(f"base_b{batch}{suffix}", "tokens/s") for suffix in ("", "_whole")]
+        for cell in cells:
+            rows.append(samples.row(cell.metric, "tokens/s", cell.baseline))
+            rows.append(samples.row(f"{cell.metric}_whole", "tokens/s", f"{cell.baseline}_whole"))
+    rows.append(_neighbours(wardrobe, requests=12, new=12) if args.quick else _neighbours(wardrobe, 64, 32))
+    report(f"Decode, SmolLM2-135M int4, {PROMPT} prompt tokens", rows, args.json)
+
+
+class _Wardrobe:
+    """Makes adapters once, and says who wears what."""
+
+    def __init__(self, base: StoredBase) -> None:
+        self._spec = base.spec
+        self._made: dict[tuple[str, int, int], Adapter[Any]] = {}
+
+    def adapter(self, kind: str, rank: int, index: int) -> Adapter[Any]:
+        """The adapter of these three; the same one every time."""
+        key = (kind, rank, index)
+        if key not in self._made:
+            self._made[key] = random_adapter(kind, self._spec, index, rank=rank).bound(torch.bfloat16)
+        return self._made[key]
+
+    def wearers(self, cell: Cell) -> Wearers:
+        """What each row of the cell's batch wears."""
+        turns = len(cell.kinds)
+        chosen = popularity(cell.popularity, -(-cell.batch // turns), cell.adapters)
+        kinds = [cell.kinds[row % turns] for row in range(cell.batch)]
+        return [
+            None if kind == "base" else self.adapter(kind, cell.rank, chosen[row // turns])
+            for row, kind in enumerate(kinds)
+        ]
+
+
+class _Bench:
+    def __init__(self, engine: TorchEngine, wardrobe: _Wardrobe, prompts: Prompts, samples: Samples) -> None:
+        self._engine = engine
+        self._runner = Runner(engine)
+        self._wardrobe = wardrobe
+        self._prompts = prompts
+        self._samples = samples
+
+    def run(self, cells: Sequence[Cell], *, repeats: int, new: int, base_every: int) -> None:
+        """Notes every cell's rates `repeats` times, with the base alone before every `base_every` of them."""
+        for batch, group in groupby(cells, lambda cell: cell.batch):
+            table = list(group)
+            alone: Wearers = [None] * batch
+            self._rates(alone, 4)
+            for _ in range(repeats):
+                for index, cell in enumerate(table):
+                    if index % base_every == 0:
+                        base = self._rates(alone, new)
+                        self._note(f"base_b{batch}", base)
+                    self._note(cell.metric, self._cell(cell, new), base)
+
+    def _cell(self, cell: Cell, new: int) -> tuple[float, float]:
+        wearers = self._wardrobe.wearers(cell)
+        if not cell.merged:
+            return self._rates(wearers, new)
+        assert wearers[0] is not None
+        self._engine.merge(wearers[0])
+        try:
+            return self._rates(wearers, new)
+        finally:
+            self._engine.unmerge()
+
+    def _rates(self, wearers: Wearers, new: int) -> tuple[float, float]:
+        run = self._runner.timed(self._prompts.batch(len(wearers), PROMPT), wearers, new)
+        return run.decode_rate, run.whole_rate
+
+    def _note(
+        self, name: str, rates: tuple[float, float], against: tuple[float | None, float | None] = (None, None)
+    ) -> None:
+        for suffix, rate, other in zip(("", "_whole"), rates, against, strict=True):
+            self._samples.add(name + suffix, rate, other)
+
+
+def _neighbours(wardrobe: _Wardrobe, requests: int, new: int) -> Row:
+    """Each request alone on one engine, and all of them at once on another, which has none of the first one's cache."""
+    base = real_base(benchmark_home())
+    prompts = Prompts(base.config.vocab_size, seed=1).batch(requests, PROMPT)
+    wearers = wardrobe.wearers(Cell("", requests, ALL_KINDS, adapters=2))
+    tokens = []
+    for together in (False, True):
+        engine = TorchEngine(base, engine_options(native=native_library_of(base)))
+        runner = Runner(engine)
+        if together:
+            tokens.append(runner.run(prompts, wearers, new))
+        else:
+            tokens.append([runner.run([p], [w], new)[0] for p, w in zip(prompts, wearers, strict=True)])
+        engine.close()
+    differ = sum(alone != mixed for alone, mixed in zip(*tokens, strict=True))
+    return Row("bf16_neighbour_dependence", differ / requests, "of requests")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from benchmarks.engines import Tracer
 from benchmarks.oracles import Oracle
 from benchmarks.report import Row, arguments, report
 from benchmarks.subjects import benchmark_home, random_adapter, real_base
+from weft_server.torch_engine.decoder import TorchDecoder
 from weft_server.torch_engine.merging import build_overlay
 
 KINDS = ("lora", "qalora", "prefix")
@@ -56,7 +57,7 @@ def main() -> None:
 
     qalora = bound[1]
     before = _fingerprint(tracer)
-    overlay = build_overlay(base, tracer.decoder, qalora, limit_bytes=2 << 30)
+    overlay = build_overlay(base, tracer.decoder, qalora)
     merged = tracer.run(prompts, wearers, new, overlay)
     merged_logits = max(
         float((m.logits_SV - a.logits_SV).abs().max())
@@ -79,12 +80,11 @@ def main() -> None:
 def _fingerprint(tracer: Tracer) -> str:
     """A digest over every weight tensor that the decoder computes with."""
     sha = hashlib.sha256()
-    for layer in tracer.decoder.layers:
-        for site in layer.sites:
-            kernel = tracer.decoder.kernel(site)
-            for value in vars(kernel).values():
-                if isinstance(value, torch.Tensor):
-                    sha.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    assert isinstance(tracer.decoder, TorchDecoder)
+    for site in tracer.decoder.sites:
+        for value in vars(tracer.decoder.kernel(site)).values():
+            if isinstance(value, torch.Tensor):
+                sha.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 
 class PeftProcess:
@@ -23,6 +25,12 @@ class PeftProcess:
         tokens: list[list[int]] = self._connection.recv()
         return tokens
 
+    def switch(self, adapter: int) -> tuple[float, float]:
+        """Seconds of merging an adapter into the weights in place, and of unmerging it by subtraction."""
+        self._connection.send(adapter)
+        merge_s, unmerge_s = self._connection.recv()
+        return float(merge_s), float(unmerge_s)
+
     def close(self) -> None:
         """Ends the process."""
         self._connection.send(None)
@@ -39,4 +47,12 @@ def _serve(connection: Connection, count: int) -> None:
     model = peft_model(base, [random_adapter("lora", base.spec, seed) for seed in range(count)], torch.bfloat16)
     connection.send(None)
     while (asked := connection.recv()) is not None:
-        connection.send(peft_generate(model, *asked))
+        connection.send(_switch(model, asked) if isinstance(asked, int) else peft_generate(model, *asked))
+
+
+def _switch(model: Any, adapter: int) -> tuple[float, float]:
+    begin = time.perf_counter()
+    model.merge_adapter([f"a{adapter}"])
+    merged = time.perf_counter()
+    model.unmerge_adapter()
+    return merged - begin, time.perf_counter() - merged

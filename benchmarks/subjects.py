@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,17 @@ class RandomAdapter:
         artifact.write_manifest(directory, manifest)
 
 
-def random_adapter(kind: str, spec: BaseSpec, seed: int, *, rank: int = 8, strength: float = 0.02) -> RandomAdapter:
-    """A `kind` adapter on every linear of the base (or a prefix of 16 tokens), strong enough to change the answers."""
+def random_adapter(
+    kind: str,
+    spec: BaseSpec,
+    seed: int,
+    *,
+    rank: int = 8,
+    strength: float = 0.02,
+    targets: Sequence[str] | None = None,
+) -> RandomAdapter:
+    """A `kind` adapter on every linear of the base (or on `targets`; or a prefix of 16 tokens), strong enough to change
+    the answers."""
     params: Any
     if kind == "prefix":
         params = PrefixParams(16, spec.num_layers, spec.num_kv_heads, spec.head_dim)
@@ -83,7 +93,7 @@ def random_adapter(kind: str, spec: BaseSpec, seed: int, *, rank: int = 8, stren
             "r": rank,
             "alpha": 2.0 * rank,
             "use_rslora": False,
-            "target_modules": tuple(spec.linears),
+            "target_modules": tuple(spec.linears if targets is None else targets),
             "rank_pattern": {},
             "alpha_pattern": {},
         }

@@ -61,7 +61,8 @@ def bind(
         with safe_open(str(directory / WEIGHTS_FILE), framework="pt", device="cpu") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             _check(manifest, expected, {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in found.items()})
-            tensors = {name: file.get_tensor(name).to(device=device, dtype=dtype) for name in found}
+            # Copies, whatever the dtype: a view of the mapped file would keep the file, and change when it does.
+            tensors = {name: file.get_tensor(name).to(device=device, dtype=dtype, copy=True) for name in found}
     except (SafetensorError, OSError) as error:
         raise CorruptionError(f"adapter {manifest.name!r}: {WEIGHTS_FILE} cannot be read: {error}") from error
     infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]

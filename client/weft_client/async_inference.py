@@ -13,6 +13,8 @@ from weft.v1.inference_pb2_grpc import AdapterAdminServiceStub, InferenceService
 from weft_client import messages as wire
 from weft_client.channel import OPTIONS, CallDefaults, errors_from, server_address
 from weft_client.results import Chunk, Completion, Merge, ModelInfo, Residency, Resident, Unmerge
+from weft_client.stats import ServerStats
+from weft_client.stats_messages import parse_stats
 
 AnswerT = TypeVar("AnswerT")
 
@@ -74,9 +76,10 @@ class AsyncInferenceClient:
         answer = await self._call(self._inference.GetModelInfo, pb.GetModelInfoRequest(), timeout_s)
         return wire.parse_model_info(answer)
 
-    async def resident(self, *, timeout_s: float | None = None) -> Residency:
+    async def resident(self, *, include_disk: bool = False, timeout_s: float | None = None) -> Residency:
         """See `InferenceClient.resident`."""
-        return wire.parse_residency(await self._call(self._admin.ListResident, pb.ListResidentRequest(), timeout_s))
+        request = pb.ListResidentRequest(include_disk=include_disk)
+        return wire.parse_residency(await self._call(self._admin.ListResident, request, timeout_s))
 
     async def load(self, reference: str, *, timeout_s: float | None = None) -> Resident:
         """See `InferenceClient.load`."""
@@ -95,6 +98,10 @@ class AsyncInferenceClient:
     async def unmerge(self, *, timeout_s: float | None = None) -> Unmerge:
         """See `InferenceClient.unmerge`."""
         return wire.parse_unmerge(await self._call(self._admin.Unmerge, pb.UnmergeRequest(), timeout_s))
+
+    async def stats(self, *, timeout_s: float | None = None) -> ServerStats:
+        """See `InferenceClient.stats`."""
+        return parse_stats(await self._call(self._admin.GetStats, pb.GetStatsRequest(), timeout_s))
 
     async def close(self) -> None:
         """Closes the channel; calls still running are cancelled."""

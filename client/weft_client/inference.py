@@ -13,6 +13,8 @@ from weft.v1.inference_pb2_grpc import AdapterAdminServiceStub, InferenceService
 from weft_client import messages as wire
 from weft_client.channel import OPTIONS, CallDefaults, errors_from, server_address
 from weft_client.results import Chunk, Completion, Merge, ModelInfo, Residency, Resident, Unmerge
+from weft_client.stats import ServerStats
+from weft_client.stats_messages import parse_stats
 
 AnswerT = TypeVar("AnswerT")
 
@@ -77,16 +79,17 @@ class InferenceClient:
         """The base model, and what the engine serves."""
         return wire.parse_model_info(self._call(self._inference.GetModelInfo, pb.GetModelInfoRequest(), timeout_s))
 
-    def resident(self, *, timeout_s: float | None = None) -> Residency:
-        """Every adapter in the server's memory."""
-        return wire.parse_residency(self._call(self._admin.ListResident, pb.ListResidentRequest(), timeout_s))
+    def resident(self, *, include_disk: bool = False, timeout_s: float | None = None) -> Residency:
+        """Every adapter in the server's memory, and with `include_disk` those that are pulled and not in memory."""
+        request = pb.ListResidentRequest(include_disk=include_disk)
+        return wire.parse_residency(self._call(self._admin.ListResident, request, timeout_s))
 
     def load(self, reference: str, *, timeout_s: float | None = None) -> Resident:
         """Brings an adapter into memory before its first request."""
         return wire.parse_resident(self._call(self._admin.Load, pb.LoadRequest(reference=reference), timeout_s).adapter)
 
     def unload(self, reference: str, *, timeout_s: float | None = None) -> int:
-        """Frees an adapter. Returns the bytes freed."""
+        """Frees an adapter, and lifts its quarantine. Returns the bytes freed."""
         return self._call(self._admin.Unload, pb.UnloadRequest(reference=reference), timeout_s).freed_bytes
 
     def merge(self, reference: str, *, timeout_s: float | None = None) -> Merge:
@@ -96,6 +99,10 @@ class InferenceClient:
     def unmerge(self, *, timeout_s: float | None = None) -> Unmerge:
         """Drops the merged weights."""
         return wire.parse_unmerge(self._call(self._admin.Unmerge, pb.UnmergeRequest(), timeout_s))
+
+    def stats(self, *, timeout_s: float | None = None) -> ServerStats:
+        """What the server has done since it started, and what it holds now."""
+        return parse_stats(self._call(self._admin.GetStats, pb.GetStatsRequest(), timeout_s))
 
     def close(self) -> None:
         """Closes the channel; calls still running are cancelled."""

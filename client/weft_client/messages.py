@@ -135,7 +135,19 @@ def parse_resident(message: pb.ResidentAdapter) -> Resident:
         merged=message.merged,
         requests_served=message.requests_served,
         idle_s=_seconds(message.idle),
+        hot=message.hot,
+        tier=tier_name(message.tier),
+        quarantined=message.quarantined,
+        reload_problem=message.reload_problem,
+        generated_tokens=message.generated_tokens,
     )
+
+
+def tier_name(tier: pb.AdapterTier) -> str:
+    """A tier by its name: "device", "host" or "disk"."""
+    # A newer server may have places that this client has no name for.
+    known = tier in pb.AdapterTier.values()
+    return pb.AdapterTier.Name(tier).removeprefix("ADAPTER_TIER_").lower() if known else f"unknown ({int(tier)})"
 
 
 def parse_residency(message: pb.ListResidentResponse) -> Residency:
@@ -146,6 +158,9 @@ def parse_residency(message: pb.ListResidentResponse) -> Residency:
         limit_bytes=message.limit_bytes,
         overlay_bytes=message.overlay_bytes,
         overlay_limit_bytes=message.overlay_limit_bytes,
+        disk_bytes=message.disk_bytes,
+        disk_limit_bytes=message.disk_limit_bytes,
+        generated_tokens=message.generated_tokens,
     )
 
 
@@ -156,6 +171,8 @@ def parse_merge(message: pb.MergeResponse) -> Merge:
         overlay_bytes=message.overlay_bytes,
         build_s=_seconds(message.build_time),
         switch_s=_seconds(message.switch_time),
+        hot=message.hot,
+        switch_steps=message.switch_steps,
     )
 
 

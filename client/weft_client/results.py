@@ -113,17 +113,32 @@ class Resident:
     merged: bool
     requests_served: int
     idle_s: float
+    hot: bool
+    """Its merged weights are kept ready, or in use: merging it takes no building."""
+    tier: str
+    """"device" or "host": ready to compute there; "disk": the next request binds it."""
+    quarantined: str
+    """When and why it was put under quarantine; empty if it is not."""
+    reload_problem: str
+    """Why it is still served although an alias that names it may have moved on; empty if it has not."""
+    generated_tokens: int
+    """Through it, since it came into memory."""
 
 
 @dataclass(frozen=True)
 class Residency:
-    """A server's adapter memory. `adapters` is most recently used first."""
+    """A server's adapters. Those in memory come first, each tier most recently used first."""
 
     adapters: tuple[Resident, ...]
     resident_bytes: int
     limit_bytes: int
     overlay_bytes: int
     overlay_limit_bytes: int
+    disk_bytes: int
+    """Of pulled artifacts."""
+    disk_limit_bytes: int
+    generated_tokens: int
+    """Through every adapter and the base, since the server started."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +149,18 @@ class Merge:
     overlay_bytes: int
     """Merged weights held beside the base."""
     build_s: float
-    """Building them, off the step thread."""
+    """Building them, off the step thread; 0 when they were kept ready."""
     switch_s: float
     """Swapping them in between two steps."""
+    hot: bool
+    """Whether they were kept ready from an earlier merge."""
+    switch_steps: int
+    """Steps that began after the swap was asked for and still had the old weights: 0 or 1."""
 
 
 @dataclass(frozen=True)
 class Unmerge:
-    """The merged weights were dropped."""
+    """The merged weights went out of use."""
 
     adapter_digest: str
     switch_s: float

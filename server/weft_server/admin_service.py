@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -10,7 +11,11 @@ from google.protobuf.duration_pb2 import Duration
 from weft.v1 import inference_pb2 as pb
 from weft.v1 import inference_pb2_grpc as pb_grpc
 from weft_server.engine import Engine
-from weft_server.residency import Residency, Resident
+from weft_server.merge_control import MergeControl
+from weft_server.residency import Residency
+from weft_server.residents import Resident
+from weft_server.server_stats import Statistics
+from weft_server.stats_messages import TIERS, stats_message
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -18,15 +23,31 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
     """Answers with the statuses that inference.proto states."""
 
-    def __init__(self, residency: Residency, engine: Engine, overlay_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        residency: Residency,
+        engine: Engine,
+        overlay_limit_bytes: int,
+        merges: MergeControl,
+        statistics: Statistics,
+    ) -> None:
         self._residency = residency
+        self._merges = merges
+        self._statistics = statistics
         self._engine = engine
         self._overlay_limit_bytes = overlay_limit_bytes
 
     async def ListResident(self, request: pb.ListResidentRequest, context: _Context) -> pb.ListResidentResponse:
         """See inference.proto."""
+        on_disk = await self._residency.on_disk() if request.include_disk else []
+        listed = [*self._residency.resident(), *self._residency.absent_quarantined()]
+        listed += [resident for resident in on_disk if resident.digest not in {r.digest for r in listed}]
+        engine = self._engine.stats()
         return pb.ListResidentResponse(
-            adapters=[_message(resident) for resident in self._residency.resident()],
+            adapters=[_message(resident, engine.tokens_by_adapter) for resident in listed],
+            generated_tokens=engine.generated_tokens,
+            disk_bytes=self._residency.disk.size_bytes,
+            disk_limit_bytes=self._residency.disk.limit_bytes,
             resident_bytes=self._residency.resident_bytes,
             limit_bytes=self._residency.limit_bytes,
             overlay_bytes=self._engine.overlay_bytes,
@@ -35,7 +56,8 @@ class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
 
     async def Load(self, request: pb.LoadRequest, context: _Context) -> pb.LoadResponse:
         """See inference.proto."""
-        return pb.LoadResponse(adapter=_message(await self._residency.load(request.reference)))
+        resident = await self._residency.load(request.reference)
+        return pb.LoadResponse(adapter=_message(resident, self._engine.stats().tokens_by_adapter))
 
     async def Unload(self, request: pb.UnloadRequest, context: _Context) -> pb.UnloadResponse:
         """See inference.proto."""
@@ -43,21 +65,27 @@ class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
 
     async def Merge(self, request: pb.MergeRequest, context: _Context) -> pb.MergeResponse:
         """See inference.proto."""
-        digest, outcome = await self._residency.merge(request.reference)
+        digest, outcome = await self._merges.merge(request.reference)
         return pb.MergeResponse(
             adapter_digest=digest,
             overlay_bytes=outcome.overlay_bytes,
             build_time=_duration(outcome.build_s),
             switch_time=_duration(outcome.switch_s),
+            hot=outcome.hot,
+            switch_steps=outcome.switch_steps,
         )
 
     async def Unmerge(self, request: pb.UnmergeRequest, context: _Context) -> pb.UnmergeResponse:
         """See inference.proto."""
-        digest, switch_s = await self._residency.unmerge()
+        digest, switch_s = await self._merges.unmerge()
         return pb.UnmergeResponse(adapter_digest=digest, switch_time=_duration(switch_s))
 
+    async def GetStats(self, request: pb.GetStatsRequest, context: _Context) -> pb.GetStatsResponse:
+        """See inference.proto."""
+        return stats_message(self._statistics.snapshot())
 
-def _message(resident: Resident) -> pb.ResidentAdapter:
+
+def _message(resident: Resident, tokens_by_adapter: Mapping[str, int]) -> pb.ResidentAdapter:
     return pb.ResidentAdapter(
         reference=resident.reference,
         digest=resident.digest,
@@ -67,6 +95,11 @@ def _message(resident: Resident) -> pb.ResidentAdapter:
         merged=resident.merged,
         requests_served=resident.served,
         idle=_duration(resident.idle_s),
+        hot=resident.hot,
+        tier=TIERS[resident.tier],
+        quarantined=resident.quarantined,
+        reload_problem=resident.reload_problem,
+        generated_tokens=tokens_by_adapter.get(resident.digest, 0),
     )
 
 

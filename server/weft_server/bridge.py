@@ -7,15 +7,18 @@ them out. It also knows when the engine has let go of a request, which is when i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from weft_server.engine import Engine, EngineEvent, EngineRequest, TokenEvent
+from weft_server.recorder import CallRecord
 
 
 @dataclass(frozen=True)
 class _Route:
-    on_end: Callable[[], None]
+    on_end: Callable[[EngineEvent], None]
+    call: CallRecord
     events: asyncio.Queue[EngineEvent] = field(default_factory=asyncio.Queue)
 
 
@@ -33,12 +36,14 @@ class EngineBridge:
         """Starts the engine."""
         self.engine.start(self._deliver)
 
-    def submit(self, request: EngineRequest, on_end: Callable[[], None]) -> asyncio.Queue[EngineEvent]:
-        """Submits a request; `on_end` is called once, after the engine's last event for it.
+    def submit(
+        self, request: EngineRequest, on_end: Callable[[EngineEvent], None], call: CallRecord
+    ) -> asyncio.Queue[EngineEvent]:
+        """Submits a request; `on_end` is called once, with the engine's last event for it. `call` hears of every token.
 
         Raises what `Engine.submit` raises, and then `on_end` is not called.
         """
-        route = _Route(on_end)
+        route = _Route(on_end, call)
         self._routes[request.request_id] = route
         try:
             self.engine.submit(request)
@@ -68,13 +73,17 @@ class EngineBridge:
             self._loop.call_soon_threadsafe(self._route, events)
 
     def _route(self, events: Sequence[EngineEvent]) -> None:
+        # Here, and not where the answer is read: a caller who reads slowly is no slow server.
+        now = time.monotonic()
         for event in events:
             route = self._routes.get(event.request_id)
             if route is None:
                 continue
             route.events.put_nowait(event)
-            if not isinstance(event, TokenEvent):
+            if isinstance(event, TokenEvent):
+                route.call.token(now)
+            else:
                 del self._routes[event.request_id]
-                route.on_end()
+                route.on_end(event)
         if not self._routes:
             self._idle.set()

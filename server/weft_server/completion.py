@@ -22,6 +22,7 @@ from weft_server.engine import (
     Sampling,
     TokenLogprobs,
 )
+from weft_server.recorder import CallRecord
 from weft_server.residency import Lease, Residency
 from weft_server.stopping import StopMatcher
 from weft_server.tokenizer import Detokenizer, Tokenizer
@@ -73,6 +74,8 @@ class Summary:
     stop_sequence: str
     input_count: int
     generated_count: int
+    cached_count: int
+    """Input tokens whose keys and values were reused."""
     adapter_digest: str
 
 
@@ -94,6 +97,7 @@ class _Progress:
     detokenizer: Detokenizer
     count: int = 0
     ended: FinishReason | None = None
+    cached: int = 0
 
 
 class Completer:
@@ -107,7 +111,7 @@ class Completer:
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
 
-    async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, request: CompletionRequest, call: CallRecord) -> AsyncGenerator[Chunk, None]:
         """The completion as it is generated. Closing or cancelling the generator frees the request at the next step.
 
         Raises what `Residency.lease`, the tokenizer and `Engine.submit` raise, and `InvalidInputError` for an input
@@ -115,13 +119,13 @@ class Completer:
         """
         begin = time.monotonic()
         lease = await self._residency.lease(request.adapter) if request.adapter else None
-        release = lease.release if lease else _nothing
         try:
             prompt = await asyncio.to_thread(self._encode, request)
             engine_request = self._engine_request(request, prompt, lease)
-            events = self._bridge.submit(engine_request, on_end=release)
+            events = self._bridge.submit(engine_request, on_end=lease.end if lease else _nothing, call=call)
         except BaseException:
-            release()
+            if lease:
+                lease.release()
             raise
         # From here on the bridge releases the lease, once the engine has let go of the request.
         try:
@@ -144,6 +148,7 @@ class Completer:
                     stop_sequence=progress.matcher.matched or "",
                     input_count=len(prompt),
                     generated_count=progress.count,
+                    cached_count=progress.cached,
                     adapter_digest=lease.digest if lease else "",
                 ),
             )
@@ -165,6 +170,7 @@ class Completer:
         if isinstance(event, FailEvent):
             raise event.error or UnavailableError("the request was dropped by the engine")
         progress.count += 1
+        progress.cached = event.cached_tokens
         text = progress.matcher.push(progress.detokenizer.push(event.token_id))
         if progress.matcher.matched:
             progress.ended = FinishReason.STOP_SEQUENCE
@@ -217,7 +223,7 @@ class Completer:
         return Position(named(token_id, logprobs.chosen), tuple(named(*pair) for pair in logprobs.top))
 
 
-def _nothing() -> None:
+def _nothing(event: EngineEvent) -> None:
     """The base model needs no lease."""
 
 

@@ -7,13 +7,14 @@ reach it already verified, as directories to bind. Both the embedded torch engin
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from weft_registry.errors import WeftError
 from weft_registry.manifest import Manifest
+from weft_server.stats import EngineStats
 
 
 class AdapterHandle(Protocol):
@@ -82,6 +83,8 @@ class TokenEvent:
     request_id: str
     token_id: int
     logprobs: TokenLogprobs | None
+    cached_tokens: int = 0
+    """As in `FinishEvent`: whoever stops a request himself sees no such event."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class FinishEvent:
 
     request_id: str
     reason: FinishReason
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were found in the cache and not computed; virtual tokens do not count."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,13 @@ class MergeOutcome:
 
     overlay_bytes: int
     build_s: float
-    """Making the merged weights, beside the running steps."""
+    """Making the merged weights, beside the running steps; 0 when they were kept ready."""
     switch_s: float
     """From asking for the swap until it is in force: the rest of the step that is running."""
+    switch_steps: int
+    """Steps that began after the asking and still had the old weights: 0, or 1 when a step was just about to begin."""
+    hot: bool
+    """Whether the merged weights were kept ready from an earlier merge."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +184,21 @@ class Engine(Protocol):
         the request may just have ended."""
         ...
 
+    def stats(self) -> EngineStats:
+        """What it has done so far and is doing now."""
+        ...
+
     def merge(self, adapter: AdapterHandle) -> MergeOutcome:
-        """Merges one adapter into the base's weights, in place of any other. Blocks until it is swapped in."""
+        """Merges one adapter into the base's weights, in place of any other. Blocks until it is swapped in.
+
+        Raises `MergeRefusedError` for a kind that changes no weight, and `ExhaustedError` (`OVERLAY_MEMORY`) when the
+        merged weights do not fit beside those in use.
+        """
         ...
 
     def unmerge(self) -> float:
-        """Drops the merged weights; answers the seconds of the swap. Raises `PreconditionError` if there are none."""
+        """Takes the merged weights out of use; answers the seconds of the swap. They are kept ready while memory allows
+        and their adapter is not released. Raises `PreconditionError` if there are none."""
         ...
 
     @property
@@ -189,6 +207,16 @@ class Engine(Protocol):
         ...
 
     @property
+    def base_bytes(self) -> int:
+        """Bytes of the base's weights."""
+        ...
+
+    @property
     def overlay_bytes(self) -> int:
-        """Bytes of the merged weights."""
+        """Bytes of all merged weights, those in use and those kept ready."""
+        ...
+
+    @property
+    def overlays(self) -> Mapping[str, int]:
+        """Bytes of merged weights by adapter digest, the most recently used last: those in use and those kept ready."""
         ...

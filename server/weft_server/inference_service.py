@@ -15,6 +15,7 @@ from weft_registry import canonical
 from weft_registry.base import BaseSpec
 from weft_server.completion import Completer
 from weft_server.engine import EngineInfo
+from weft_server.recorder import RequestRecorder
 from weft_server.requests import parse_request, stream_message, whole_message
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -23,24 +24,29 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
     """Answers with the statuses that inference.proto states."""
 
-    def __init__(self, completer: Completer, base_name: str, base: BaseSpec, info: EngineInfo) -> None:
+    def __init__(
+        self, completer: Completer, base_name: str, base: BaseSpec, info: EngineInfo, recorder: RequestRecorder
+    ) -> None:
         self._completer = completer
+        self._recorder = recorder
         self._base_name = base_name
         self._base = base
         self._info = info
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
         """See inference.proto."""
-        async with aclosing(self._completer.stream(parse_request(request))) as stream:
-            return whole_message([chunk async for chunk in stream])
+        with self._recorder.call() as call:
+            async with aclosing(self._completer.stream(parse_request(request), call)) as stream:
+                return whole_message([chunk async for chunk in stream])
 
     async def GenerateStream(
         self, request: pb.GenerateRequest, context: _Context
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """See inference.proto."""
-        async with aclosing(self._completer.stream(parse_request(request))) as stream:
-            async for chunk in stream:
-                yield stream_message(chunk)
+        with self._recorder.call() as call:
+            async with aclosing(self._completer.stream(parse_request(request), call)) as stream:
+                async for chunk in stream:
+                    yield stream_message(chunk)
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: _Context) -> pb.GetModelInfoResponse:
         """See inference.proto."""

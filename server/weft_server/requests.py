@@ -114,6 +114,7 @@ def _summary(summary: Summary) -> pb.GenerateSummary:
         stop_sequence=summary.stop_sequence,
         input_token_count=summary.input_count,
         generated_token_count=summary.generated_count,
+        cached_token_count=summary.cached_count,
         adapter_digest=summary.adapter_digest,
     )
 

@@ -1,66 +1,42 @@
 """Which adapters are in memory: pulled, verified and bound on first use, leased by requests, evicted when idle.
 
 An adapter is known by its digest alone. A reference is resolved once per request; the digest travels on. Concurrent
-first requests share one load, and a load never touches the step thread.
+first requests share one load, and a load touches neither the step thread nor the event loop's: files are fetched and
+hashed in threads of residency's own, and bound in the engine's side threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
-from weft_registry.api import RegistryApi, Version
-from weft_registry.errors import ExhaustedError, NotFoundError, PreconditionError
+from weft_registry.api import Version
+from weft_registry.errors import NotFoundError, PreconditionError
 from weft_registry.reference import Reference
-from weft_registry.transfer import pull
-from weft_server.engine import AdapterHandle, Engine, MergeOutcome
+from weft_server.adapter_memory import AdapterMemory, Entry
+from weft_server.disk_cache import DiskCache
+from weft_server.engine import AdapterHandle, Engine, EngineEvent, FailEvent, MergeOutcome
+from weft_server.quarantine import Quarantine
+from weft_server.recorder import ResidencyRecorder
+from weft_server.residents import Resident, Tier, from_disk, from_quarantine
+from weft_server.resolution import Resolved, Resolver
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Entry:
-    """One adapter, loading or loaded. Only the event loop touches it."""
-
-    version: Version
-    reference: str
-    loading: asyncio.Task[AdapterHandle]
-    size_bytes: int
-    """What it takes in memory; what its files say until it is bound."""
-    leases: int = 0
-    served: int = 0
-    last_used: float = field(default_factory=time.monotonic)
-
-    @property
-    def loaded(self) -> bool:
-        return self.loading.done() and not self.loading.cancelled() and self.loading.exception() is None
-
-
-@dataclass(frozen=True)
-class Resident:
-    """One adapter in memory, for a report."""
-
-    reference: str
-    digest: str
-    kind: str
-    size_bytes: int
-    leases: int
-    merged: bool
-    served: int
-    idle_s: float
+_LOAD_THREADS = 4
+NOT_FINITE = "NOT_FINITE"
+"""The reason of an engine's `FailEvent` that puts the request's adapter under quarantine."""
 
 
 class Lease:
     """The right to use one adapter; taken once per request and released once."""
 
-    def __init__(self, entry: _Entry) -> None:
-        self._entry: _Entry | None = entry
+    def __init__(self, residency: Residency, entry: Entry) -> None:
+        self._residency = residency
+        self._entry: Entry | None = entry
         self.handle = entry.loading.result()
-        self.digest = entry.version.digest
+        self.digest = entry.digest
 
     def release(self) -> None:
         """Gives it back. A second call does nothing."""
@@ -69,72 +45,121 @@ class Lease:
             self._entry.last_used = time.monotonic()
             self._entry = None
 
+    def end(self, event: EngineEvent) -> None:
+        """Gives it back with the engine's last event for the request: one that stopped being finite puts the adapter
+        under quarantine."""
+        entry = self._entry
+        self.release()
+        if entry is not None and isinstance(event, FailEvent) and event.error and event.error.reason == NOT_FINITE:
+            self._residency.condemn(entry, event.error.message)
+
 
 class Residency:
-    """Owns the adapters in memory, under one byte limit. Lives in one event loop."""
+    """Owns the adapters in memory and who is under quarantine. Lives in one event loop."""
 
-    def __init__(self, engine: Engine, registry: RegistryApi, pulled: Path, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        resolver: Resolver,
+        disk: DiskCache,
+        limit_bytes: int,
+        recorder: ResidencyRecorder | None = None,
+    ) -> None:
+        self.disk = disk
+        """The tier below memory."""
+        self.tier = Tier.HOST if engine.info.device.startswith("cpu") else Tier.DEVICE
+        """Where bound adapters are."""
+        self.recorder = recorder or ResidencyRecorder()
+        """What was done so far."""
         self._engine = engine
-        self._registry = registry
-        self._pulled = pulled
-        self._limit_bytes = limit_bytes
-        self._entries: dict[str, _Entry] = {}
+        self._resolver = resolver
+        self._memory = AdapterMemory(engine, limit_bytes, self._evicted)
+        self._quarantine = Quarantine()
         self._switching = asyncio.Lock()
+        self._unmerging: set[asyncio.Task[None]] = set()
+        # Of its own: slow downloads must not keep the tokenizer of other requests from its threads.
+        self._threads = ThreadPoolExecutor(_LOAD_THREADS, "weft-load")
 
     @property
     def limit_bytes(self) -> int:
         """The most that idle and leased adapters may take together."""
-        return self._limit_bytes
+        return self._memory.limit_bytes
 
     @property
     def resident_bytes(self) -> int:
         """What they take now."""
-        return sum(entry.size_bytes for entry in self._entries.values())
+        return self._memory.size_bytes
+
+    @property
+    def quarantined_count(self) -> int:
+        """Adapters under quarantine."""
+        return len(self._quarantine)
 
     async def lease(self, reference: str) -> Lease:
         """The adapter that `reference` names now, in memory until the lease is released.
 
-        Raises `NotFoundError`, `PreconditionError` for another base, `UnsupportedError` for a kind the engine lacks,
-        `CorruptionError` for bytes that are not what was published, `ExhaustedError` when nothing idle can make room.
+        Raises `NotFoundError`, `PreconditionError` for another base or an adapter under quarantine, `UnsupportedError`
+        for a kind the engine lacks, `CorruptionError` for bytes that are not what was published, `ExhaustedError` when
+        nothing idle can make room, in memory or on disk.
         """
-        version = await self._resolve(reference)
-        entry = self._entries.get(version.digest)
-        if entry is None or (entry.loading.done() and not entry.loaded):
-            self._make_room(version.size_bytes, version)
-            loading = asyncio.create_task(self._load(version))
-            entry = _Entry(version, reference, loading, version.size_bytes)
-            self._entries[version.digest] = entry
-            loading.add_done_callback(lambda _: self._settle(entry))
-        # Counted before the wait, so that nothing evicts the adapter between its load and its use.
-        entry.leases += 1
-        try:
-            await asyncio.shield(entry.loading)
-        except BaseException:
-            entry.leases -= 1
-            raise
+        entry = await self._bring(await self._resolve(reference), reference)
         entry.served += 1
-        entry.last_used = time.monotonic()
-        return Lease(entry)
+        return Lease(self, entry)
+
+    async def load(self, reference: str) -> Resident:
+        """Brings an adapter into memory before its first request. Raises as `lease`."""
+        entry = await self._bring(await self._resolve(reference), reference)
+        entry.leases -= 1
+        return self._report(entry, time.monotonic())
+
+    async def prefetch(self, resolved: Resolved, reference: str, *, instead_of: str) -> None:
+        """Brings a version into memory without giving up the one with the digest `instead_of`. Raises as `lease`."""
+        kept = self._memory.find(instead_of)
+        if kept is not None:
+            kept.leases += 1
+        try:
+            (await self._bring(resolved, reference)).leases -= 1
+        finally:
+            if kept is not None:
+                kept.leases -= 1
+
+    def is_idle(self, digest: str) -> bool:
+        """Whether an adapter could leave memory now, or is not there."""
+        entry = self._memory.find(digest)
+        return entry is None or self._memory.is_evictable(entry)
+
+    def is_resident(self, digest: str) -> bool:
+        """Whether an adapter is in memory, or on its way there."""
+        return digest in self._memory
 
     def resident(self) -> list[Resident]:
         """What is in memory, most recently used first."""
         now = time.monotonic()
-        entries = sorted((e for e in self._entries.values() if e.loaded), key=lambda e: e.last_used, reverse=True)
+        entries = sorted((e for e in self._memory if e.loaded), key=lambda e: e.last_used, reverse=True)
         return [self._report(entry, now) for entry in entries]
 
-    async def load(self, reference: str) -> Resident:
-        """Brings an adapter into memory before its first request. Raises as `lease`."""
-        lease = await self.lease(reference)
-        entry = self._entries[lease.digest]
-        entry.served -= 1
-        lease.release()
-        return self._report(entry, time.monotonic())
+    def absent_quarantined(self) -> list[Resident]:
+        """What is under quarantine and has left memory."""
+        return [from_quarantine(record) for record in self._quarantine if record.digest not in self._memory]
+
+    async def on_disk(self) -> list[Resident]:
+        """What is on disk and not in memory, most recently used first."""
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, from_disk, self.disk)
+        return [resident for resident in found if resident.digest not in self._memory]
 
     async def unload(self, reference: str) -> int:
-        """Frees an adapter; answers its bytes. Raises `NotFoundError`, or `PreconditionError` while it is in use."""
-        entry = await self._find(reference)
-        digest = entry.version.digest
-        if self._is_merged(entry):
+        """Frees an adapter and lifts its quarantine; answers its bytes.
+
+        Raises `NotFoundError` when it is neither in memory nor under quarantine, `PreconditionError` while it is in
+        use.
+        """
+        digest = (await self._resolve(reference)).digest
+        entry = self._memory.find(digest)
+        if entry is None or not entry.loaded:
+            if self._quarantine.lift(digest):
+                return 0
+            raise NotFoundError(f"{reference} ({digest}) is not in memory: see `weft ps`", reason="NOT_RESIDENT")
+        if self._memory.is_merged(entry):
             raise PreconditionError(f"{reference} ({digest}) is merged: unmerge it first", reason="MERGED")
         if entry.leases:
             raise PreconditionError(
@@ -142,7 +167,9 @@ class Residency:
                 reason="IN_USE",
                 metadata={"leases": str(entry.leases)},
             )
-        self._evict(entry)
+        self._quarantine.lift(digest)
+        self._memory.drop(entry)
+        self.disk.unpin(digest)
         return entry.size_bytes
 
     async def merge(self, reference: str) -> tuple[str, MergeOutcome]:
@@ -153,95 +180,119 @@ class Residency:
         async with self._switching:
             lease = await self.lease(reference)
             try:
-                return lease.digest, await asyncio.to_thread(self._engine.merge, lease.handle)
+                outcome = await asyncio.to_thread(self._engine.merge, lease.handle)
             finally:
                 lease.release()
+            self.recorder.merged(outcome.build_s, outcome.switch_s)
+            return lease.digest, outcome
 
     async def unmerge(self) -> tuple[str, float]:
         """Drops the merged weights. Answers whose they were, and the seconds of the swap. Raises as `Engine`."""
         async with self._switching:
-            merged = self._engine.merged
-            switch_s = await asyncio.to_thread(self._engine.unmerge)
-            return merged.digest if merged else "", switch_s
+            return await self._unmerge()
+
+    def condemn(self, entry: Entry, why: str) -> None:
+        """Puts an adapter under quarantine: its requests are refused from now on, and it is unmerged if it is merged.
+
+        What runs with it already goes on: each of those requests is judged by its own numbers.
+        """
+        if not self._quarantine.add(entry.digest, entry.reference, entry.resolved.kind, why):
+            return
+        _log.error("%s (%s) is under quarantine: %s", entry.reference, entry.digest, why)
+        task = asyncio.create_task(self._unmerge_if(entry.digest))
+        self._unmerging.add(task)
+        task.add_done_callback(self._unmerging.discard)
+
+    def evict_idle(self) -> None:
+        """Frees every adapter that nobody uses. They stay on disk."""
+        self._memory.evict_down_to(0)
+
+    async def settled(self) -> None:
+        """Returns once nothing is loading, and who is under quarantine is not merged."""
+        loading = [entry.loading for entry in self._memory]
+        await asyncio.gather(*loading, *self._unmerging, return_exceptions=True)
 
     async def close(self) -> None:
         """Waits for loads under way; their adapters are dropped with the engine."""
-        await asyncio.gather(*(entry.loading for entry in self._entries.values()), return_exceptions=True)
+        await self.settled()
+        self._threads.shutdown(wait=False)
+        self._resolver.close()
 
-    async def _resolve(self, reference: str) -> Version:
+    async def _resolve(self, reference: str) -> Resolved:
         parsed = Reference.parse(reference)
-        known = self._entries.get(parsed.digest) if parsed.digest and parsed.label is None else None
-        if known is not None and known.version.adapter == parsed.adapter:
+        known = self._memory.find(parsed.digest) if parsed.digest and parsed.label is None else None
+        if known is not None and known.resolved.version.adapter == parsed.adapter:
             # A digest names the same bytes for ever: no need to ask.
-            return known.version
-        return await asyncio.to_thread(self._registry.resolve, reference)
+            return known.resolved
+        return await self._resolver.resolve(reference)
 
-    async def _find(self, reference: str) -> _Entry:
-        version = await self._resolve(reference)
-        entry = self._entries.get(version.digest)
-        if entry is None or not entry.loaded:
-            raise NotFoundError(
-                f"{reference} ({version.digest}) is not in memory: see `weft ps`", reason="NOT_RESIDENT"
-            )
+    async def _bring(self, resolved: Resolved, reference: str) -> Entry:
+        """The loaded entry of a version, with one lease taken."""
+        self._quarantine.check(resolved.digest, reference)
+        entry = self._memory.find(resolved.digest)
+        if entry is None or entry.failed:
+            self._memory.make_room(resolved)
+            loading = asyncio.create_task(self._load(resolved.version))
+            entry = Entry(resolved, reference, loading, resolved.memory_bytes)
+            self._memory.add(entry)
+            self.disk.pin(resolved.digest)
+            loading.add_done_callback(lambda _: self._settle(entry))
+        # Counted before the wait, so that nothing evicts the adapter between its load and its use.
+        entry.leases += 1
+        try:
+            await asyncio.shield(entry.loading)
+        except BaseException:
+            entry.leases -= 1
+            raise
+        entry.last_used = time.monotonic()
         return entry
 
     async def _load(self, version: Version) -> AdapterHandle:
-        directory = self._pulled / version.digest.removeprefix("sha256:")
-        return await asyncio.to_thread(self._load_blocking, version, directory)
+        begin = time.monotonic()
+        handle = await asyncio.get_running_loop().run_in_executor(self._threads, self._load_blocking, version)
+        self.recorder.loaded(time.monotonic() - begin)
+        return handle
 
-    def _load_blocking(self, version: Version, directory: Path) -> AdapterHandle:
-        # Pulling verifies every file by its digest, those that are already there included.
-        try:
-            pull(self._registry, version, directory)
-        except PreconditionError as error:
-            if error.reason != "DESTINATION_EXISTS":
-                raise
-            # The directory is this server's own and is named by the digest: what it holds was changed on the disk.
-            _log.warning("%s: %s; fetching it again", version.adapter, error)
-            shutil.rmtree(directory)
-            pull(self._registry, version, directory)
-        return self._engine.bind(directory, version.manifest, version.digest)
+    def _load_blocking(self, version: Version) -> AdapterHandle:
+        with self.disk.artifact(self._resolver.registry, version) as directory:
+            return self._engine.bind(directory, version.manifest, version.digest)
 
-    def _settle(self, entry: _Entry) -> None:
-        """After a load: the true size of what was bound, or no entry at all."""
-        if entry.loaded:
-            entry.size_bytes = entry.loading.result().size_bytes
-        elif self._entries.get(entry.version.digest) is entry:
-            del self._entries[entry.version.digest]
+    def _settle(self, entry: Entry) -> None:
+        if entry.failed:
+            self.recorder.load_failed()
+            self.disk.unpin(entry.digest)
+        self._memory.settle(entry)
 
-    def _make_room(self, wanted_bytes: int, version: Version) -> None:
-        idle = sorted(
-            (e for e in self._entries.values() if e.loaded and not e.leases and not self._is_merged(e)),
-            key=lambda e: e.last_used,
-        )
-        while self.resident_bytes + wanted_bytes > self._limit_bytes and idle:
-            self._evict(idle.pop(0))
-        if self.resident_bytes + wanted_bytes > self._limit_bytes:
-            raise ExhaustedError(
-                f"adapter {version.adapter} ({version.digest}) takes {wanted_bytes} bytes; {self.resident_bytes} of "
-                f"the {self._limit_bytes} for adapters are in use by running requests: come back later, or raise "
-                "--adapter-memory",
-                reason="ADAPTER_MEMORY",
-                metadata={"needed_bytes": str(wanted_bytes), "limit_bytes": str(self._limit_bytes)},
-                retry_after_s=1.0,
-            )
+    def _evicted(self, entry: Entry) -> None:
+        self.disk.unpin(entry.digest)
+        self.recorder.evicted()
 
-    def _evict(self, entry: _Entry) -> None:
-        del self._entries[entry.version.digest]
-        self._engine.release(entry.loading.result())
-
-    def _is_merged(self, entry: _Entry) -> bool:
+    async def _unmerge(self) -> tuple[str, float]:
         merged = self._engine.merged
-        return merged is not None and merged.digest == entry.version.digest
+        switch_s = await asyncio.to_thread(self._engine.unmerge)
+        self.recorder.unmerged(switch_s)
+        return merged.digest if merged else "", switch_s
 
-    def _report(self, entry: _Entry, now: float) -> Resident:
+    async def _unmerge_if(self, digest: str) -> None:
+        async with self._switching:
+            merged = self._engine.merged
+            if merged is not None and merged.digest == digest:
+                await self._unmerge()
+
+    def _report(self, entry: Entry, now: float) -> Resident:
+        record = self._quarantine.find(entry.digest)
         return Resident(
             reference=entry.reference,
-            digest=entry.version.digest,
-            kind=entry.version.manifest.kind,
+            digest=entry.digest,
+            kind=entry.resolved.kind,
             size_bytes=entry.size_bytes,
             leases=entry.leases,
-            merged=self._is_merged(entry),
+            merged=self._memory.is_merged(entry),
+            hot=entry.digest in self._engine.overlays,
+            since=entry.since,
             served=entry.served,
             idle_s=0.0 if entry.leases else now - entry.last_used,
+            tier=self.tier,
+            quarantined=record.summary if record else "",
+            reload_problem=self._resolver.problem(entry.digest),
         )

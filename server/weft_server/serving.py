@@ -7,6 +7,9 @@ import ipaddress
 import logging
 import signal
 import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -17,17 +20,25 @@ from weft.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb
 from weft_adapters.base.load import StoredBase
 from weft_registry.base import BaseStore
 from weft_registry.embedded import EmbeddedRegistry
-from weft_registry.errors import UnavailableError, UnsupportedError
-from weft_registry.service import RegistryServicer
+from weft_registry.errors import UnavailableError, UnsupportedError, WeftError
 from weft_registry.status import ErrorInterceptor
 from weft_registry.transfer import open_registry
 from weft_server.admin_service import AdapterAdminServicer
 from weft_server.bridge import EngineBridge
 from weft_server.completion import Completer
+from weft_server.disk_cache import DiskCache
 from weft_server.inference_service import InferenceServicer
-from weft_server.machine import engine_options
+from weft_server.machine import engine_options, memory_plan, native_kernels
+from weft_server.memory_plan import MemoryPlan, NotEnoughMemoryError
+from weft_server.merge_control import MergeControl, merge_rule
+from weft_server.metrics import ServerCollector
+from weft_server.metrics_port import MetricsPort
 from weft_server.options import ServeOptions
+from weft_server.recorder import RequestRecorder
+from weft_server.reload import AnnouncingRegistryServicer, Reloader
 from weft_server.residency import Residency
+from weft_server.resolution import Resolver
+from weft_server.server_stats import Statistics
 from weft_server.tokenizer import Tokenizer
 from weft_server.torch_engine.engine import TorchEngine
 
@@ -46,64 +57,129 @@ _CHANNEL_OPTIONS = [
 def serve(options: ServeOptions) -> None:
     """Serves until SIGTERM or SIGINT, then drains. Prints `ready on HOST:PORT` once requests are welcome.
 
-    Raises `NotFoundError` for a base that was not added, `UnavailableError` for a port that is taken, and what
-    `engine_options` raises.
+    Raises `NotFoundError` for a base that was not added, `UnavailableError` for a port that is taken, what
+    `memory_plan` and `engine_options` raise, and for a reference to preload what `Residency.load` raises.
     """
     asyncio.run(_serve(options))
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server that answers, and its parts."""
+
+    address: str
+    engine: TorchEngine
+    bridge: EngineBridge
+    residency: Residency
+    reloader: Reloader
+    plan: MemoryPlan
+    metrics_address: str | None = None
+    """HOST:PORT; None without `--metrics-port`."""
+
+
 async def _serve(options: ServeOptions) -> None:
+    async with running(options) as server:
+        print(f"ready on {server.address}", flush=True)
+        await _stop_signal()
+        _say(f"stopping: {server.bridge.running_count} requests running, at most {options.grace_s:g} s for them")
+
+
+@asynccontextmanager
+async def running(options: ServeOptions) -> AsyncIterator[Running]:
+    """A server that answers as long as the context lasts; then it drains, and ends. Raises as `serve`."""
     if options.engine != "torch":
         raise UnsupportedError(f"--engine {options.engine}: this Weft has the engine torch")
     store = BaseStore(options.home.bases)
     spec = store.get(options.base)
-    settings = engine_options(options, spec)
     base = StoredBase.open(store.path(options.base))
+    rule, tokenizer = merge_rule(options), Tokenizer(base.tokenizer_dir)
+    with _table_on_refusal():
+        native, kernels = await asyncio.to_thread(native_kernels, options, base)
+        plan = memory_plan(options, base, native=native is not None)
+    settings = engine_options(options, plan, native)
     base.verify()
-    engine = TorchEngine(base, settings)
-    registry = open_registry(options.home, options.registry)
-    _say(
-        f"base {options.base} ({spec.fingerprint.id}): {engine.base_bytes / _MIB:.0f} MiB in {options.dtype} on "
-        f"{settings.device}, {settings.num_threads} threads"
-        + (", bfloat16 copies beside int4" if settings.copies else "")
-    )
-    bridge = EngineBridge(engine)
-    residency = Residency(engine, registry, options.home.pulled, options.adapter_bytes)
-    completer = Completer(bridge, residency, Tokenizer(base.tokenizer_dir), frozenset(base.config.eos_token_ids))
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_CHANNEL_OPTIONS)
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-        InferenceServicer(completer, options.base, spec, engine.info), server
-    )
-    inference_pb2_grpc.add_AdapterAdminServiceServicer_to_server(
-        AdapterAdminServicer(residency, engine, options.overlay_bytes), server
-    )
-    services = [
-        inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
-        inference_pb2.DESCRIPTOR.services_by_name["AdapterAdminService"].full_name,
-    ]
-    if isinstance(registry, EmbeddedRegistry):
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
-        services.append(registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name)
-    health_servicer = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    services.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-    reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
-    address = _bind(server, options)
-    bridge.start()
-    await server.start()
-    await _set_health(health_servicer, services, serving=True)
-    print(f"ready on {address}", flush=True)
-    watcher = asyncio.create_task(_watch(engine, health_servicer, services))
+    async with AsyncExitStack() as stack:
+        # What is entered last ends first.
+        registry = open_registry(options.home, options.registry)
+        stack.callback(registry.close)
+        engine = TorchEngine(base, settings)
+        stack.push_async_callback(asyncio.to_thread, engine.close)
+        with _table_on_refusal():
+            plan = plan.measured(engine.base_bytes)
+        _say(
+            f"base {options.base} ({spec.fingerprint.id}): {engine.base_bytes / _MIB:.0f} MiB in {options.dtype} on "
+            f"{settings.device}, {settings.num_threads} threads, {kernels}"
+            + (", bfloat16 copies beside int4" if settings.copies else "")
+            + f"\n{plan.table()}"
+        )
+        bridge = EngineBridge(engine)
+        resolver = Resolver(registry, options.dtype, follow=options.reload_interval_s > 0)
+        disk = await asyncio.to_thread(DiskCache, options.home.pulled, options.disk_bytes)
+        residency = Residency(engine, resolver, disk, plan.adapter_bytes)
+        stack.push_async_callback(residency.close)
+        reloader = Reloader(resolver, residency, options.reload_interval_s)
+        stack.push_async_callback(reloader.close)
+        completer = Completer(bridge, residency, tokenizer, frozenset(base.config.eos_token_ids))
+        merges = MergeControl(residency, engine, rule)
+        requests = RequestRecorder()
+        statistics = Statistics(engine, residency, requests, overlay_limit_bytes=plan.overlay_bytes)
+        metrics_address = None
+        if options.metrics_port is not None:
+            collector = ServerCollector(statistics.ask, engine.info, options.base)
+            metrics = await asyncio.to_thread(MetricsPort, collector, options.host, options.metrics_port)
+            stack.push_async_callback(asyncio.to_thread, metrics.close)
+            metrics_address = metrics.address
+            _say(f"metrics on http://{metrics_address}/metrics")
+        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_CHANNEL_OPTIONS)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(completer, options.base, spec, engine.info, requests), server
+        )
+        inference_pb2_grpc.add_AdapterAdminServiceServicer_to_server(
+            AdapterAdminServicer(residency, engine, plan.overlay_bytes, merges, statistics), server
+        )
+        services = [
+            inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+            inference_pb2.DESCRIPTOR.services_by_name["AdapterAdminService"].full_name,
+        ]
+        if isinstance(registry, EmbeddedRegistry):
+            registry_pb2_grpc.add_RegistryServiceServicer_to_server(
+                AnnouncingRegistryServicer(registry, reloader), server
+            )
+            services.append(registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name)
+        health_servicer = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        services.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
+        address = _bind(server, options)
+        bridge.start()
+        for reference in options.preload:
+            await _preload(residency, reference)
+        await server.start()
+        stack.push_async_callback(server.stop, options.grace_s)
+        stack.push_async_callback(health_servicer.enter_graceful_shutdown)
+        await _set_health(health_servicer, services, serving=True)
+        for watch in (_watch(engine, health_servicer, services), merges.run(), reloader.run()):
+            stack.callback(asyncio.create_task(watch).cancel)
+        yield Running(address, engine, bridge, residency, reloader, plan, metrics_address)
+
+
+@contextmanager
+def _table_on_refusal() -> Iterator[None]:
     try:
-        await _stop_signal()
-        _say(f"stopping: {bridge.running_count} requests running, at most {options.grace_s:g} s for them")
-    finally:
-        watcher.cancel()
-        await health_servicer.enter_graceful_shutdown()
-        await server.stop(options.grace_s)
-        await residency.close()
-        await asyncio.to_thread(engine.close)
-        registry.close()
+        yield
+    except NotEnoughMemoryError as error:
+        _say(error.plan.table())
+        raise
+
+
+async def _preload(residency: Residency, reference: str) -> None:
+    try:
+        resident = await residency.load(reference)
+    except WeftError as error:
+        error.message = f"--preload {reference}: {error.message}"
+        error.args = (error.message,)
+        raise
+    _say(f"loaded {reference} ({resident.kind}, {resident.size_bytes / _MIB:.1f} MiB, {resident.digest})")
 
 
 def _bind(server: grpc.aio.Server, options: ServeOptions) -> str:

@@ -176,6 +176,9 @@ class Scripted(services.InferenceServiceServicer, services.AdapterAdminServiceSe
     metadata: list[dict[str, str]] = field(default_factory=list)
     time_left_s: list[float | None] = field(default_factory=list)
     merged: str = ""
+    ever_merged: bool = False
+    stats: list[pb.GetStatsResponse] = field(default_factory=list)
+    """What GetStats answers, one after another."""
     started: threading.Event = field(default_factory=threading.Event)
     """Set when a request that never ends has sent its first chunk."""
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -259,18 +262,35 @@ class Scripted(services.InferenceServiceServicer, services.AdapterAdminServiceSe
             resident_bytes=3 << 20,
             lease_count=2,
             merged=bool(self.merged),
+            hot=self.ever_merged,
             requests_served=17,
+            tier=pb.ADAPTER_TIER_HOST,
+            generated_tokens=30,
             idle=Duration(seconds=2, nanos=500_000_000),
         )
 
     def ListResident(self, request: pb.ListResidentRequest, context: grpc.ServicerContext) -> pb.ListResidentResponse:
+        bad = pb.ResidentAdapter(
+            reference="acme/bad",
+            digest=DIGEST,
+            kind="lora",
+            tier=pb.ADAPTER_TIER_DISK,
+            quarantined="since 2026-01-31T12:00:00Z: numbers that are not finite",
+            reload_problem="acme/bad:live moved, and cannot be loaded",
+        )
         return pb.ListResidentResponse(
-            adapters=[self._resident("acme/topics:production")],
+            adapters=[self._resident("acme/topics:production"), *([bad] if request.include_disk else [])],
             resident_bytes=3 << 20,
             limit_bytes=1 << 30,
             overlay_bytes=5 << 20,
             overlay_limit_bytes=1 << 30,
+            disk_bytes=7 << 20,
+            disk_limit_bytes=10 << 30,
+            generated_tokens=40,
         )
+
+    def GetStats(self, request: pb.GetStatsRequest, context: grpc.ServicerContext) -> pb.GetStatsResponse:
+        return self.stats.pop(0)
 
     def Load(self, request: pb.LoadRequest, context: grpc.ServicerContext) -> pb.LoadResponse:
         return pb.LoadResponse(adapter=self._resident(request.reference))
@@ -279,12 +299,14 @@ class Scripted(services.InferenceServiceServicer, services.AdapterAdminServiceSe
         return pb.UnloadResponse(freed_bytes=3 << 20)
 
     def Merge(self, request: pb.MergeRequest, context: grpc.ServicerContext) -> pb.MergeResponse:
-        self.merged = request.reference
+        hot, self.merged, self.ever_merged = self.ever_merged, request.reference, True
         return pb.MergeResponse(
             adapter_digest=DIGEST,
             overlay_bytes=5 << 20,
-            build_time=Duration(nanos=40_000_000),
+            build_time=Duration(nanos=0 if hot else 40_000_000),
             switch_time=Duration(nanos=80_000),
+            hot=hot,
+            switch_steps=1,
         )
 
     def Unmerge(self, request: pb.UnmergeRequest, context: grpc.ServicerContext) -> pb.UnmergeResponse:

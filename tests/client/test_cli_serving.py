@@ -113,9 +113,22 @@ def test_no_server_is_an_error_that_says_how_to_start_one(weft: Weft) -> None:
 def test_ps_lists_what_is_resident(weft: Weft, server: Any) -> None:
     answer = weft("ps")
     header, row = answer.stdout.splitlines()
-    assert header.split() == ["REFERENCE", "KIND", "DIGEST", "SIZE", "LEASES", "REQUESTS", "IDLE", "MERGED"]
-    assert row.split() == ["acme/topics:production", "lora", "abababababab", "3.0", "MiB", "2", "17", "2.5", "s"]
-    assert answer.stderr == "adapters 3.0 MiB of 1.0 GiB, merged weights 5.0 MiB of 1.0 GiB\n"
+    titles = ["REFERENCE", "KIND", "DIGEST", "TIER", "SIZE", "LEASES", "REQUESTS", "TOKENS", "IDLE", "MERGED"]
+    assert header.split() == titles
+    cells = ["acme/topics:production", "lora", "abababababab", "host", "3.0", "MiB", "2", "17", "75.0%", "2.5", "s"]
+    assert row.split() == cells
+    assert answer.stderr == (
+        "adapters 3.0 MiB of 1.0 GiB, merged weights 5.0 MiB of 1.0 GiB, on disk 7.0 MiB of 10.0 GiB\n"
+    )
+
+
+def test_ps_disk_lists_the_disk_and_says_below_what_is_wrong(weft: Weft, server: Any) -> None:
+    answer = weft("ps", "--disk")
+    assert [row.split()[3] for row in answer.stdout.splitlines()] == ["TIER", "host", "disk"]
+    assert answer.stderr.splitlines()[:2] == [
+        f"quarantined: acme/bad ({DIGEST}) since 2026-01-31T12:00:00Z: numbers that are not finite",
+        "not reloaded: acme/bad:live moved, and cannot be loaded",
+    ]
 
 
 def test_ps_json_has_bytes_and_limits(weft: Weft, server: Any) -> None:
@@ -126,6 +139,9 @@ def test_ps_json_has_bytes_and_limits(weft: Weft, server: Any) -> None:
         "limit_bytes": 1 << 30,
         "overlay_bytes": 5 << 20,
         "overlay_limit_bytes": 1 << 30,
+        "disk_bytes": 7 << 20,
+        "disk_limit_bytes": 10 << 30,
+        "generated_tokens": 40,
     }
     assert adapter == {
         "reference": "acme/topics:production",
@@ -136,16 +152,24 @@ def test_ps_json_has_bytes_and_limits(weft: Weft, server: Any) -> None:
         "merged": False,
         "requests_served": 17,
         "idle_s": 2.5,
+        "hot": False,
+        "tier": "host",
+        "quarantined": "",
+        "reload_problem": "",
+        "generated_tokens": 30,
     }
 
 
 def test_merge_and_unmerge_report_and_json(weft: Weft, server: Any) -> None:
     assert "5.0 MiB beside the base, built in 40 ms, switched in 80 us" in weft("merge", "acme/t").stdout
-    assert "merged" in weft("ps").stdout.splitlines()[1]
+    assert weft("ps").stdout.splitlines()[1].split()[-1] == "merged"
     assert json.loads(weft("unmerge", "--json").stdout) == {"adapter_digest": DIGEST, "switch_s": 9e-05}
     assert weft("unmerge", status=1).stderr == "error: nothing is merged\n"
+    assert weft("ps").stdout.splitlines()[1].split()[-1] == "hot"
+    assert "5.0 MiB beside the base, kept ready, switched in 80 us" in weft("merge", "acme/t").stdout
     merged = json.loads(weft("merge", "acme/t", "--json").stdout)
-    assert merged == {"adapter_digest": DIGEST, "overlay_bytes": 5 << 20, "build_s": 0.04, "switch_s": 8e-05}
+    sizes = {"adapter_digest": DIGEST, "overlay_bytes": 5 << 20}
+    assert merged == {**sizes, "build_s": 0.0, "switch_s": 8e-05, "hot": True, "switch_steps": 1}
 
 
 def test_load_and_unload_report_and_json(weft: Weft, server: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.subjects import RandomAdapter
+from tests.server import native
 from tests.tiny_models import AddedBase
 from weft_registry import artifact
 from weft_server.engine import (
@@ -32,6 +33,8 @@ class Harness:
 
     def __init__(self, engine: Engine, base: AddedBase, directory: Path) -> None:
         self.engine = engine
+        self.exact = engine.info.dtype == "float32"
+        """Whether it is exact up to float32 rounding: in bfloat16 merged weights give other near ties."""
         self.base = base
         self._directory = directory
         self._arrived: queue.Queue[EngineEvent] = queue.Queue()
@@ -90,7 +93,7 @@ class Harness:
         return self.engine.bind(directory, manifest, manifest.digest())
 
 
-@pytest.fixture(params=["torch"])
+@pytest.fixture(params=["torch", "native"])
 def make_engine(
     request: pytest.FixtureRequest, tiny_base: Callable[..., AddedBase], tmp_path: Path
 ) -> Iterator[MakeEngine]:
@@ -110,6 +113,8 @@ def make_engine(
             "overlay_bytes": 64 << 20,
             **options,
         }
+        if request.param == "native":
+            values |= {"dtype": torch.bfloat16, "native": native.library(base.stored)}
         engine = TorchEngine(base.stored, TorchEngineOptions(**values))
         made.append(engine)
         return Harness(engine, base, tmp_path / f"adapters-{len(made)}")

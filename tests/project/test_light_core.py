@@ -16,7 +16,7 @@ import sys
 from importlib.abc import MetaPathFinder
 
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets"}
-HEAVY |= {"safetensors", "tokenizers", "gguf", "jinja2"}
+HEAVY |= {"safetensors", "tokenizers", "gguf", "jinja2", "prometheus_client"}
 
 class Refusing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):

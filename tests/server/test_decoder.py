@@ -8,7 +8,9 @@ import torch
 
 from benchmarks.engines import Tracer
 from benchmarks.oracles import dense_model
+from benchmarks.subjects import random_adapter
 from tests.tiny_models import AddedBase
+from weft_server.torch_engine.kv_cache import TorchKvStore
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -39,7 +41,7 @@ def test_logits_equal_transformers_in_float32(variant: str, tiny_base: Callable[
     arch, overrides = VARIANTS[variant]
     stored = tiny_base(arch, **overrides).stored
     generator = torch.Generator().manual_seed(0)
-    # Rows long and short enough to lie in cache arenas of different lengths.
+    # Lengths that share a gather and lengths that do not.
     prompts = [torch.randint(0, stored.config.vocab_size, (n,), generator=generator).tolist() for n in (1, 5, 23, 70)]
     new = 12
     traces = Tracer(stored).run(prompts, [None] * len(prompts), new)
@@ -50,6 +52,50 @@ def test_logits_equal_transformers_in_float32(variant: str, tiny_base: Callable[
             expected = reference(input_ids=ids).logits[0, len(prompt) - 1 :]
         torch.testing.assert_close(trace.logits_SV, expected, rtol=1e-4, atol=1e-4)
         assert expected.argmax(-1).tolist() == trace.tokens
+
+
+@pytest.mark.parametrize("variant", ["llama", "mistral, window shorter than the prompt", "qwen3"])
+@pytest.mark.parametrize("piece", [1, 7, 16, 33])
+def test_prompts_in_pieces_and_recomputed_ones_have_the_logits_of_whole_ones(
+    variant: str, piece: int, tiny_base: Callable[..., AddedBase]
+) -> None:
+    arch, overrides = VARIANTS[variant]
+    stored = tiny_base(arch, **overrides).stored
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(0, stored.config.vocab_size, (n,), generator=generator).tolist() for n in (40, 3, 16, 64)]
+    tracer = Tracer(stored)
+    whole = tracer.run(prompts, [None] * 4, 20)
+    pieces = tracer.run(prompts, [None] * 4, 20, max_prefill_tokens=piece)
+    # So little room that sequences give way to each other and are computed again.
+    block_bytes = tracer.decoder.new_cache(1 << 20).block_bytes
+    crowded = tracer.run(prompts, [None] * 4, 20, max_prefill_tokens=piece, kv_bytes=8 * block_bytes)
+    for expected, *others in zip(whole, pieces, crowded, strict=True):
+        for other in others:
+            assert other.tokens == expected.tokens
+            torch.testing.assert_close(other.logits_SV, expected.logits_SV, rtol=1e-4, atol=1e-4)
+
+
+def test_what_blocks_held_before_reaches_no_result(
+    tiny_base: Callable[..., AddedBase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = tiny_base().stored
+    prefix = random_adapter("prefix", stored.spec, 1, strength=0.3).bound(torch.float32)
+    prompts, wearers = [[1, 2, 3], list(range(70)), [9] * 15, [4]], [prefix, None, None, prefix]
+    tracer = Tracer(stored)
+    clean = tracer.run(prompts, wearers, 20)
+    new_cache = tracer.decoder.new_cache
+
+    def poisoned(limit_bytes: int) -> TorchKvStore:
+        store = new_cache(limit_bytes)
+        assert isinstance(store, TorchKvStore)
+        store.key_LHNSD[:] = float("nan")
+        store.value_LHNSD[:] = float("nan")
+        return store
+
+    monkeypatch.setattr(tracer.decoder, "new_cache", poisoned)
+    for a, b in zip(clean, tracer.run(prompts, wearers, 20, kv_bytes=1 << 20), strict=True):
+        assert a.tokens == b.tokens
+        assert torch.equal(a.logits_SV, b.logits_SV)
 
 
 def test_bfloat16_stays_close_to_float32(tiny_base: Callable[..., AddedBase]) -> None:

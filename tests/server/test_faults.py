@@ -10,7 +10,7 @@ import torch
 from benchmarks.engines import engine_options
 from tests.tiny_models import AddedBase
 from weft_server.engine import EngineEvent, EngineRequest, FailEvent, FinishEvent, Sampling
-from weft_server.torch_engine.decoder import Decoder
+from weft_server.torch_engine.decoder import TorchDecoder
 from weft_server.torch_engine.engine import TorchEngine
 from weft_server.torch_engine.scheduler import Scheduler
 
@@ -47,19 +47,19 @@ def started(tiny_base: Callable[..., AddedBase]) -> Iterator[Started]:
 def test_a_step_that_fails_fails_its_requests_and_the_next_one_works(
     started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = Decoder.forward
+    forward = TorchDecoder.forward
 
     def broken(*args: Any) -> torch.Tensor:
         raise RuntimeError("out of memory, say")
 
-    monkeypatch.setattr(Decoder, "forward", broken)
+    monkeypatch.setattr(TorchDecoder, "forward", broken)
     started.ask("a")
     event = started.last()
     assert isinstance(event, FailEvent)
     assert event.error is not None
     assert event.error.reason == "STEP_FAILED"
     assert "out of memory, say" in event.error.message
-    monkeypatch.setattr(Decoder, "forward", forward)
+    monkeypatch.setattr(TorchDecoder, "forward", forward)
     started.ask("b")
     assert isinstance(started.last(), FinishEvent)
     assert started.engine.alive

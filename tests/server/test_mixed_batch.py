@@ -15,6 +15,7 @@ from weft_adapters.kinds.kind import Adapter, MergeRefusedError
 from weft_registry.errors import ExhaustedError
 from weft_registry.kinds import kind_schema
 from weft_server.torch_engine.merging import build_overlay
+from weft_server.torch_engine.overlays import OverlayStore
 
 NEW = 6
 
@@ -72,6 +73,20 @@ def test_every_row_has_its_oracles_logits_and_its_tokens_alone(arch: str, tiny_b
         assert tracer.run([prompt], [wearer], NEW)[0].tokens == trace.tokens
 
 
+def test_prompts_in_pieces_and_recomputed_ones_stay_right_under_every_adapter(
+    tiny_base: Callable[..., AddedBase],
+) -> None:
+    stored = tiny_base().stored
+    _, prompts, wearers = mixed(stored)
+    tracer = Tracer(stored)
+    whole = tracer.run(prompts, wearers, NEW)
+    block_bytes = tracer.decoder.new_cache(1 << 20).block_bytes
+    for limits in ({"max_prefill_tokens": 5}, {"max_prefill_tokens": 5, "kv_bytes": 6 * block_bytes}):
+        for expected, found in zip(whole, tracer.run(prompts, wearers, NEW, **limits), strict=True):
+            assert found.tokens == expected.tokens
+            torch.testing.assert_close(found.logits_SV, expected.logits_SV, rtol=1e-3, atol=1e-3)
+
+
 def test_every_adapter_changes_the_answer(tiny_base: Callable[..., AddedBase]) -> None:
     stored = tiny_base().stored
     tracer = Tracer(stored)
@@ -89,7 +104,7 @@ def test_merged_rows_and_all_others_stay_right(index: int, tiny_base: Callable[.
     before = tracer.run(prompts, wearers, NEW)
     adapter = wearers[index]
     assert adapter is not None
-    overlay = build_overlay(stored, tracer.decoder, adapter, limit_bytes=1 << 30)
+    overlay = build_overlay(stored, tracer.decoder, adapter)
     during = tracer.run(prompts, wearers, NEW, overlay)
     for wearer, a, b in zip(wearers, before, during, strict=True):
         assert a.tokens == b.tokens
@@ -110,7 +125,7 @@ def test_merged_qalora_in_bfloat16_answers_as_unmerged(rows: int, tiny_base: Cal
     stored = tiny_base().stored
     adapter = random_adapter("qalora", stored.spec, 1, strength=0.3).bound(torch.bfloat16)
     tracer = Tracer(stored, torch.bfloat16, copies=True)
-    overlay = build_overlay(stored, tracer.decoder, adapter, limit_bytes=1 << 30)
+    overlay = build_overlay(stored, tracer.decoder, adapter)
     prompts = [[5 + i] for i in range(rows)]
     merged = tracer.run(prompts, [adapter] * rows, 1, overlay)
     own = tracer.run(prompts, [adapter] * rows, 1)
@@ -125,13 +140,10 @@ def test_a_prefix_cannot_be_merged_and_an_overlay_has_a_limit(tiny_base: Callabl
     stored = tiny_base().stored
     tracer = Tracer(stored)
     with pytest.raises(MergeRefusedError, match="prefix"):
-        build_overlay(
-            stored, tracer.decoder, random_adapter("prefix", stored.spec, 1).bound(torch.float32), limit_bytes=1 << 30
-        )
+        build_overlay(stored, tracer.decoder, random_adapter("prefix", stored.spec, 1).bound(torch.float32))
+    lora, store = random_adapter("lora", stored.spec, 1).bound(torch.float32), OverlayStore(1000)
     with pytest.raises(ExhaustedError, match="--overlay-memory"):
-        build_overlay(
-            stored, tracer.decoder, random_adapter("lora", stored.spec, 1).bound(torch.float32), limit_bytes=1000
-        )
+        build_overlay(stored, tracer.decoder, lora, reserve=lambda size: store.reserve(lora.digest, size))
 
 
 def same(a: Trace, b: Trace) -> bool:

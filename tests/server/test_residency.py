@@ -2,74 +2,29 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.subjects import random_adapter
+from benchmarks.subjects import RandomAdapter, random_adapter
+from tests.server import registries
+from tests.server.registries import Counting
 from tests.tiny_models import AddedBase
-from weft_registry.api import RegistryApi, Version
-from weft_registry.embedded import EmbeddedRegistry
+from weft_adapters.binding import WEIGHTS_FILE, bind
+from weft_registry import artifact
+from weft_registry.api import RegistryApi
 from weft_registry.errors import CorruptionError, ExhaustedError, NotFoundError, PreconditionError
-from weft_registry.home import Home
-from weft_registry.reference import AdapterName
-from weft_registry.transfer import push
 from weft_server.residency import Residency
-from weft_server.torch_engine.engine import TorchEngine, TorchEngineOptions
+from weft_server.residents import Tier
+from weft_server.torch_engine.engine import TorchEngine
 
 
-class Counting(EmbeddedRegistry):
-    """A registry that counts what is asked of it."""
-
-    def __init__(self, home: Home) -> None:
-        super().__init__(home)
-        self.blobs_read = 0
-        self.resolved = 0
-
-    def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
-        self.blobs_read += 1
-        return super().read_blob(digest, offset, limit)
-
-    def resolve(self, reference: str) -> Version:
-        self.resolved += 1
-        return super().resolve(reference)
-
-
-@pytest.fixture
-def registry(tiny_base: Callable[..., AddedBase], tmp_path: Path) -> Iterator[Counting]:
-    """Three LoRA adapters, test/a0 to test/a2, and a prefix, test/p."""
-    spec = tiny_base().stored.spec
-    registry = Counting(Home(tmp_path / "home"))
-    for seed, name in enumerate(("a0", "a1", "a2", "p")):
-        kind = "prefix" if name == "p" else "lora"
-        random_adapter(kind, spec, seed).write(tmp_path / name, spec, f"test/{name}")
-        push(registry, tmp_path / name, AdapterName("test", name))
-    yield registry
-    registry.close()
-
-
-@pytest.fixture
-def engine(tiny_base: Callable[..., AddedBase]) -> Iterator[TorchEngine]:
-    options = TorchEngineOptions(
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        copies=False,
-        max_batch_size=8,
-        max_prefill_tokens=256,
-        max_waiting=8,
-        kv_bytes=1 << 24,
-        overlay_bytes=1 << 24,
-    )
-    engine = TorchEngine(tiny_base().stored, options)
-    engine.start(lambda events: None)
-    yield engine
-    engine.close()
-
-
-def residency(engine: TorchEngine, registry: RegistryApi, tmp_path: Path, limit_bytes: int = 1 << 30) -> Residency:
-    return Residency(engine, registry, tmp_path / "pulled", limit_bytes)
+def residency(engine: TorchEngine, registry: RegistryApi, tmp_path: Path, **options: int) -> Residency:
+    return registries.residency(engine, registry, tmp_path, **options)[0]
 
 
 def resident(of: Residency) -> list[str]:
@@ -135,11 +90,7 @@ async def test_a_load_that_fails_leaves_nothing_and_the_next_request_tries_again
     engine: TorchEngine, registry: Counting, tmp_path: Path
 ) -> None:
     held = residency(engine, registry, tmp_path)
-    weights = next(f for f in registry.resolve("test/a0").manifest.files if f.path.endswith(".safetensors"))
-    blob = next((tmp_path / "home").rglob(weights.sha256.removeprefix("sha256:")))
-    good = blob.read_bytes()
-    blob.chmod(0o600)
-    blob.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    blob, good = registries.spoil(tmp_path / "home", registry.resolve("test/a0"))
     with pytest.raises(CorruptionError):
         await held.lease("test/a0")
     assert resident(held) == []
@@ -201,3 +152,65 @@ async def test_resident_bytes_are_the_tensors_bytes(engine: TorchEngine, registr
     assert found.size_bytes == sum(4 * t.shape[0] * t.shape[1] for t in tensors) == held.resident_bytes
     assert found.kind == "prefix"
     assert found.served == 0
+
+
+async def test_what_can_never_fit_says_so_and_evicts_nobody(
+    engine: TorchEngine, registry: Counting, tmp_path: Path
+) -> None:
+    size = registry.resolve("test/p").size_bytes
+    assert size < registry.resolve("test/a0").size_bytes // 2
+    held = residency(engine, registry, tmp_path, limit_bytes=2 * size)
+    await held.load("test/p")
+    with pytest.raises(ExhaustedError, match=f"the limit for all adapters in memory together is {2 * size}") as caught:
+        await held.lease("test/a0")
+    assert caught.value.retry_after_s is None
+    assert resident(held) == ["test/p"]
+
+
+async def test_what_was_evicted_is_listed_as_on_disk(engine: TorchEngine, registry: Counting, tmp_path: Path) -> None:
+    held = residency(engine, registry, tmp_path)
+    in_memory = await held.load("test/a0")
+    assert in_memory.tier is Tier.HOST
+    assert await held.on_disk() == []
+    await held.unload("test/a0")
+    (on_disk,) = await held.on_disk()
+    assert (on_disk.digest, on_disk.kind, on_disk.tier) == (in_memory.digest, "lora", Tier.DISK)
+    assert on_disk.size_bytes >= registry.resolve("test/a0").size_bytes
+
+
+async def test_no_part_of_a_load_runs_in_the_event_loop_or_in_parallel(
+    engine: TorchEngine, registry: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **keywords: Any) -> Any:
+            seen[name] = (threading.get_ident(), torch.get_num_threads())
+            return function(*args, **keywords)
+
+        return call
+
+    monkeypatch.setattr(registry, "resolve", watched("resolve", registry.resolve))
+    monkeypatch.setattr(registry, "read_blob", watched("read", registry.read_blob))
+    monkeypatch.setattr("weft_server.torch_engine.engine.bind", watched("bind", bind))
+    await residency(engine, registry, tmp_path).load("test/a0")
+    assert set(seen) == {"resolve", "read", "bind"}
+    assert threading.get_ident() not in {thread for thread, _ in seen.values()}
+    # A second team of OpenMP's threads would slow down every step from then on.
+    assert seen["bind"][1] == 1
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["lora", "qalora", "prefix"])
+def test_in_the_default_dtype_a_bound_adapter_takes_at_most_what_its_file_does(
+    kind: str, stored: torch.dtype, tiny_base: Callable[..., AddedBase], tmp_path: Path
+) -> None:
+    spec = tiny_base().stored.spec
+    made = random_adapter(kind, spec, 0)
+    made = RandomAdapter(kind, made.params, {name: tensor.to(stored) for name, tensor in made.tensors.items()})
+    made.write(tmp_path / "it", spec, "test/it")
+    bound = bind(tmp_path / "it", artifact.read(tmp_path / "it"), spec, dtype=torch.bfloat16)
+    # Storages, not tensors: a view may keep a whole file in memory.
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in bound.tensors.values()}
+    assert sum(storages.values()) <= 1.1 * (tmp_path / "it" / WEIGHTS_FILE).stat().st_size
+    assert bound.size_bytes <= 1.1 * (tmp_path / "it" / WEIGHTS_FILE).stat().st_size

@@ -18,16 +18,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from benchmarks.subjects import random_adapter
+from tests.server.homes import KINDS, prepare
 from tests.server.processes import start
 from tests.tiny_models import AddedBase
 from weft_client import AsyncInferenceClient, InferenceClient, RegistryClient
 from weft_registry import errors
-from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
-from weft_registry.transfer import push
-
-KINDS = ("lora", "qalora", "prefix")
 
 
 class Served(NamedTuple):
@@ -37,17 +34,6 @@ class Served(NamedTuple):
     home: Home
     process: subprocess.Popen[str]
     base: AddedBase
-
-
-def prepare(home: Home, base: AddedBase) -> None:
-    """A home with the base and one published adapter of each kind."""
-    shutil.copytree(base.home.bases / base.name, home.bases / base.name)
-    registry = EmbeddedRegistry(home)
-    for seed, kind in enumerate(KINDS):
-        directory = home.root / "artifacts" / kind
-        random_adapter(kind, base.stored.spec, seed, strength=0.3).write(directory, base.stored.spec, f"test/{kind}")
-        push(registry, directory, AdapterName("test", kind), tags=("v1",), aliases=("production",))
-    registry.close()
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,18 @@ class LinearSite:
     in_features: int
 
 
+@dataclass(frozen=True, eq=False)
+class LowRankFactors:
+    """One adapter's delta at one module as a product of two thin matrices: `y += scaling * B (A x)`."""
+
+    a_rK: Tensor
+    """(r, K), or (r, G) where it reads the pooled input."""
+    b_Nr: Tensor
+    scaling: float
+    pooled: bool
+    """Whether A reads the sums of the input's quantization groups instead of the input."""
+
+
 class LinearPack(Protocol):
     """The stacked weights of a batch's adapters of one kind at one linear site."""
 
@@ -84,6 +96,9 @@ class Kind(ABC, Generic[ParamsT]):
 
     schema: KindSchema[ParamsT]
     mergeable: bool = False
+    low_rank: bool = False
+    """Whether `factors` says everything that adapters of this kind do at linear sites, so that an engine with a
+    low-rank operator of its own needs no packs."""
 
     @property
     def name(self) -> str:
@@ -92,6 +107,11 @@ class Kind(ABC, Generic[ParamsT]):
 
     def check(self, adapter: Adapter[ParamsT]) -> None:
         """Raises `InvalidInputError` if the bound numbers cannot be computed with beside others'."""
+
+    def factors(self, adapter: Adapter[ParamsT], module: str) -> LowRankFactors | None:
+        """LINEAR site: the adapter's factors at one module, None where it leaves the module alone. Only for kinds that
+        are `low_rank`."""
+        return None
 
     def pack(self, adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> LinearPack | None:
         """LINEAR site: stacks the weights of the active adapters there.

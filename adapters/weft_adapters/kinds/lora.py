@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from weft_adapters.int4 import Int4Weight
-from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite
+from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite, LowRankFactors
 from weft_adapters.kinds.low_rank import check_scaling, low_rank_factors, pack_low_rank
 from weft_registry.kinds.lora import LoraSchema
 from weft_registry.kinds.low_rank import LowRankParams
@@ -19,10 +19,16 @@ class Lora(Kind[LowRankParams]):
 
     schema = LoraSchema()
     mergeable = True
+    low_rank = True
 
     def check(self, adapter: Adapter[Any]) -> None:
         """See `Kind.check`."""
         check_scaling(adapter)
+
+    def factors(self, adapter: Adapter[Any], module: str) -> LowRankFactors | None:
+        """See `Kind.factors`."""
+        found = low_rank_factors(adapter, module)
+        return None if found is None else LowRankFactors(*found, pooled=False)
 
     def pack(self, adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> LinearPack | None:
         """See `Kind.pack`."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weft_adapters.int4 import Int4Weight
-from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite
+from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite, LowRankFactors
 from weft_adapters.kinds.low_rank import check_scaling, low_rank_factors, pack_low_rank
 from weft_registry.kinds.qalora import QaLoraParams, QaLoraSchema
 
@@ -21,10 +21,16 @@ class QaLora(Kind[QaLoraParams]):
 
     schema = QaLoraSchema()
     mergeable = True
+    low_rank = True
 
     def check(self, adapter: Adapter[Any]) -> None:
         """See `Kind.check`."""
         check_scaling(adapter)
+
+    def factors(self, adapter: Adapter[Any], module: str) -> LowRankFactors | None:
+        """See `Kind.factors`."""
+        found = low_rank_factors(adapter, module)
+        return None if found is None else LowRankFactors(*found, pooled=True)
 
     def pack(self, adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> LinearPack | None:
         """See `Kind.pack`. Binding made sure that every adapter pools by the base's group size."""

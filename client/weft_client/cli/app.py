@@ -34,6 +34,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "serve": "serve:serve",
         "generate": "generate:generate",
         "ps": "residency:ps",
+        "stats": "stats:stats",
         "load": "residency:load",
         "unload": "residency:unload",
         "merge": "residency:merge",

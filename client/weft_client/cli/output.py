@@ -98,6 +98,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
+def share(part: float, whole: float) -> str:
+    """A part of a whole for people: `12.5%`; `-` of nothing."""
+    return f"{part / whole:.1%}" if whole else "-"
+
+
 def _obeyed(character: str) -> bool:
     if character in "\n\t":
         return False

@@ -5,22 +5,30 @@ from __future__ import annotations
 import click
 
 from weft_client.cli.options import json_option, server_option
-from weft_client.cli.output import Column, duration, echo_json, echo_table, printable, short, size
+from weft_client.cli.output import Column, duration, echo_json, echo_table, printable, share, short, size
 from weft_client.cli.sources import connected
 
 
 @click.command()
+@click.option("--disk", "include_disk", is_flag=True, help="List what is pulled and not in memory, too.")
 @json_option
 @server_option
-def ps(as_json: bool, server_target: str | None) -> None:
+def ps(include_disk: bool, as_json: bool, server_target: str | None) -> None:
     """List the adapters in a server's memory, most recently used first.
+
+    TIER says where one is: bound on the `host` or on a `device`, or pulled to `disk`. What is under quarantine, and
+    why an alias was not followed to its new version, is said below the list.
+
+    TOKENS is its share of the tokens that the server has generated, since it came into memory.
+
+    MERGED says `merged` for the one that is merged, and `hot` for one whose merged weights are kept ready.
 
     \b
     Example:
       weft ps
     """
     with connected(server_target) as client:
-        residency = client.resident()
+        residency = client.resident(include_disk=include_disk)
     if as_json:
         echo_json({**vars(residency), "adapters": [vars(adapter) for adapter in residency.adapters]})
         return
@@ -28,9 +36,11 @@ def ps(as_json: bool, server_target: str | None) -> None:
         Column("REFERENCE", folds=True),
         Column("KIND"),
         Column("DIGEST"),
+        Column("TIER"),
         Column("SIZE", right=True),
         Column("LEASES", right=True),
         Column("REQUESTS", right=True),
+        Column("TOKENS", right=True),
         Column("IDLE", right=True),
         Column("MERGED"),
     )
@@ -39,18 +49,28 @@ def ps(as_json: bool, server_target: str | None) -> None:
             adapter.reference,
             adapter.kind,
             short(adapter.digest),
+            adapter.tier,
             size(adapter.resident_bytes),
             str(adapter.lease_count),
             str(adapter.requests_served),
+            share(adapter.generated_tokens, residency.generated_tokens),
             duration(adapter.idle_s),
-            "merged" if adapter.merged else "",
+            "merged" if adapter.merged else "hot" if adapter.hot else "",
         )
         for adapter in residency.adapters
     ]
     echo_table(columns, rows, "no adapter is resident; the first request for one, or `weft load`, brings it in")
-    overlay = f", merged weights {size(residency.overlay_bytes)} of {size(residency.overlay_limit_bytes)}"
+    for adapter in residency.adapters:
+        if adapter.quarantined:
+            click.echo(
+                printable(f"quarantined: {adapter.reference} ({adapter.digest}) {adapter.quarantined}"), err=True
+            )
+        if adapter.reload_problem:
+            click.echo(printable(f"not reloaded: {adapter.reload_problem}"), err=True)
     click.echo(
-        f"adapters {size(residency.resident_bytes)} of {size(residency.limit_bytes)}{overlay}",
+        f"adapters {size(residency.resident_bytes)} of {size(residency.limit_bytes)}, merged weights "
+        f"{size(residency.overlay_bytes)} of {size(residency.overlay_limit_bytes)}, on disk "
+        f"{size(residency.disk_bytes)} of {size(residency.disk_limit_bytes)}",
         err=True,
     )
 
@@ -79,7 +99,7 @@ def load(reference: str, as_json: bool, server_target: str | None) -> None:
 @json_option
 @server_option
 def unload(reference: str, as_json: bool, server_target: str | None) -> None:
-    """Free an adapter that no request is using.
+    """Free an adapter that no request is using, and lift its quarantine.
 
     \b
     Example:
@@ -113,7 +133,8 @@ def merge(reference: str, as_json: bool, server_target: str | None) -> None:
         return
     click.echo(
         f"merged {printable(reference)} ({merged.adapter_digest}): {size(merged.overlay_bytes)} beside the base, "
-        f"built in {duration(merged.build_s)}, switched in {duration(merged.switch_s)}"
+        f"{'kept ready' if merged.hot else f'built in {duration(merged.build_s)}'}, switched in "
+        f"{duration(merged.switch_s)}"
     )
 
 
@@ -121,7 +142,7 @@ def merge(reference: str, as_json: bool, server_target: str | None) -> None:
 @json_option
 @server_option
 def unmerge(as_json: bool, server_target: str | None) -> None:
-    """Drop the merged weights. What remains is the base, bit for bit.
+    """Take the merged weights out of use. What remains is the base, bit for bit.
 
     \b
     Example:

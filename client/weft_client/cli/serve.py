@@ -11,7 +11,12 @@ import click
 
 from weft_client.cli.failure import needs_extra
 from weft_client.cli.output import size
-from weft_server.options import ServeOptions
+from weft_server.options import (
+    DEFAULT_ADAPTER_BYTES,
+    DEFAULT_KV_BYTES,
+    DEFAULT_OVERLAY_BYTES,
+    ServeOptions,
+)
 
 _DEFAULTS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(ServeOptions) if field.default is not dataclasses.MISSING
@@ -28,11 +33,15 @@ def memory(value: str | int) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def _memory(flag: str, field: str, what: str) -> Callable[[F], F]:
+def _memory(flag: str, field: str, what: str, instead: str = "") -> Callable[[F], F]:
+    """An option of bytes. `instead` says what holds where it is not given and has no default of its own."""
     default = _DEFAULTS[field]
-    return click.option(
-        flag, field, type=memory, metavar="SIZE", default=default, show_default=size(default), help=what
-    )
+    shown = instead or size(default)
+    return click.option(flag, field, type=memory, metavar="SIZE", default=default, show_default=shown, help=what)
+
+
+def _of_budget(default: int) -> str:
+    return f"a share of --memory, or {size(default)}"
 
 
 @click.command()
@@ -40,6 +49,11 @@ def _memory(flag: str, field: str, what: str) -> Callable[[F], F]:
 @click.option("--host", default=_DEFAULTS["host"], show_default=True)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=_DEFAULTS["port"], show_default=True, help="0 picks a free one."
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Answer GET /metrics for Prometheus on this port, too; 0 picks a free one.",
 )
 @click.option(
     "--registry",
@@ -58,11 +72,19 @@ def _memory(flag: str, field: str, what: str) -> Callable[[F], F]:
 )
 @click.option("--threads", type=click.IntRange(min=0), default=_DEFAULTS["threads"], help="Of the CPU; default: all.")
 @click.option(
+    "--kernels",
+    type=click.Choice(["auto", "native", "torch"]),
+    default=_DEFAULTS["kernels"],
+    show_default=True,
+    help="native: the decoder in C, several times faster, on CPUs with AVX-512 bfloat16; auto: wherever it can run.",
+)
+@click.option(
     "--copies",
     type=click.Choice(["auto", "always", "never"]),
     default=_DEFAULTS["copies"],
     show_default=True,
-    help="Packed bfloat16 copies of the base beside the int4 weights, on a CPU: more memory, faster batches.",
+    help="Packed bfloat16 copies of the base beside the int4 weights, for the torch kernels on a CPU: more memory, "
+    "faster batches.",
 )
 @click.option("--max-batch-size", type=click.IntRange(min=1), default=_DEFAULTS["max_batch_size"], show_default=True)
 @click.option(
@@ -70,7 +92,14 @@ def _memory(flag: str, field: str, what: str) -> Callable[[F], F]:
     type=click.IntRange(min=1),
     default=_DEFAULTS["max_prefill_tokens"],
     show_default=True,
-    help="Prompt tokens computed in one step.",
+    help="Prompt tokens of a step in which somebody is answering: a longer prompt is computed in pieces.",
+)
+@click.option(
+    "--max-active-adapters",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS["max_active_adapters"],
+    show_default=True,
+    help="Different adapters in one batch.",
 )
 @click.option(
     "--max-waiting",
@@ -79,9 +108,66 @@ def _memory(flag: str, field: str, what: str) -> Callable[[F], F]:
     show_default=True,
     help="Requests in the queue; one more is refused.",
 )
-@_memory("--kv-memory", "kv_bytes", "For the keys and values of running requests.")
-@_memory("--adapter-memory", "adapter_bytes", "For adapters; the least recently used go first.")
-@_memory("--overlay-memory", "overlay_bytes", "For merged weights.")
+@_memory(
+    "--memory",
+    "memory_bytes",
+    "For the whole process: what the base and the libraries leave of it is shared out. On a CPU.",
+    "no budget",
+)
+@_memory("--kv-memory", "kv_bytes", "For the keys and values of running requests.", _of_budget(DEFAULT_KV_BYTES))
+@_memory(
+    "--adapter-memory",
+    "adapter_bytes",
+    "For adapters; the least recently used go first.",
+    _of_budget(DEFAULT_ADAPTER_BYTES),
+)
+@_memory(
+    "--overlay-memory",
+    "overlay_bytes",
+    "For merged weights, those in use and those kept ready.",
+    _of_budget(DEFAULT_OVERLAY_BYTES),
+)
+@_memory("--disk-cache", "disk_bytes", "For pulled adapters on disk; the least recently used go first.")
+@click.option(
+    "--preload",
+    multiple=True,
+    default=_DEFAULTS["preload"],
+    metavar="REFERENCE",
+    help="An adapter to bring into memory before the server is ready. May be given again.",
+)
+@click.option(
+    "--reload-interval",
+    "reload_interval_s",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS["reload_interval_s"],
+    show_default=True,
+    metavar="SECONDS",
+    help="How often aliases in use are looked up; a new version is loaded first and served then. 0: at every request.",
+)
+@click.option(
+    "--merge-policy",
+    type=click.Choice(["off", "auto"]),
+    default=_DEFAULTS["merge_policy"],
+    show_default=True,
+    help="auto merges the adapter that most tokens come from, and unmerges it when that is over.",
+)
+@click.option(
+    "--merge-share",
+    type=click.FloatRange(0, 1),
+    default=_DEFAULTS["merge_share"],
+    show_default=True,
+    metavar="SHARE",
+    help="Of the tokens, from which --merge-policy auto merges an adapter.",
+)
+@click.option(
+    "--merge-window",
+    "merge_window_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_DEFAULTS["merge_window_s"],
+    show_default=True,
+    metavar="SECONDS",
+    help="Over which --merge-policy auto takes shares.",
+)
 @click.option(
     "--grace",
     "grace_s",
@@ -100,6 +186,7 @@ def serve(**settings: Any) -> None:
     \b
     Example:
       weft serve --base smol
+      weft serve --base smol --memory 2GiB --preload acme/topics:production
       weft serve --base smol --port 0 --dtype float32 --adapter-memory 256MiB
     """
     options = ServeOptions(**settings)

@@ -227,6 +227,11 @@ class AdapterAdminServiceStub(object):
                 request_serializer=weft_dot_v1_dot_inference__pb2.UnmergeRequest.SerializeToString,
                 response_deserializer=weft_dot_v1_dot_inference__pb2.UnmergeResponse.FromString,
                 _registered_method=True)
+        self.GetStats = channel.unary_unary(
+                '/weft.v1.AdapterAdminService/GetStats',
+                request_serializer=weft_dot_v1_dot_inference__pb2.GetStatsRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_inference__pb2.GetStatsResponse.FromString,
+                _registered_method=True)
 
 
 class AdapterAdminServiceServicer(object):
@@ -234,7 +239,8 @@ class AdapterAdminServiceServicer(object):
     """
 
     def ListResident(self, request, context):
-        """Every adapter in memory, most recently used first.
+        """Every adapter in memory, most recently used first; after them those under quarantine that have left it, and on
+        request those that are on disk only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,14 +254,16 @@ class AdapterAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Frees an adapter. NOT_FOUND: not resident. FAILED_PRECONDITION: requests are using it, or it is merged.
+        """Frees an adapter, and lifts its quarantine. NOT_FOUND: neither resident nor under quarantine.
+        FAILED_PRECONDITION: requests are using it, or it is merged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Merge(self, request, context):
-        """Serves one adapter from merged weights, swapped in between two steps. Requests for other adapters and
+        """Serves one adapter from merged weights, swapped in between two steps. A merge policy rests from then on, until
+        Unmerge. Requests for other adapters and
         for the base stay right. Merging another one replaces it.
         FAILED_PRECONDITION: the kind cannot be merged, with the reason.
         RESOURCE_EXHAUSTED: the merged weights do not fit the memory limit.
@@ -265,8 +273,18 @@ class AdapterAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Unmerge(self, request, context):
-        """Drops the merged weights; the base was never changed, so what remains is bit-equal to it.
+        """Takes the merged weights out of use; the base was never changed, so what remains is bit-equal to it. They are
+        kept ready while memory allows. A merge policy does not merge this adapter again before the traffic has changed.
         FAILED_PRECONDITION: nothing is merged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStats(self, request, context):
+        """What the server has done since it started, and what it holds now. Cheap: ask as often as you like.
+        Counters only grow until the server is started again; rates are for the caller, from two answers and `uptime`.
+        UNAVAILABLE: the server is draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,6 +317,11 @@ def add_AdapterAdminServiceServicer_to_server(servicer, server):
                     servicer.Unmerge,
                     request_deserializer=weft_dot_v1_dot_inference__pb2.UnmergeRequest.FromString,
                     response_serializer=weft_dot_v1_dot_inference__pb2.UnmergeResponse.SerializeToString,
+            ),
+            'GetStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStats,
+                    request_deserializer=weft_dot_v1_dot_inference__pb2.GetStatsRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_inference__pb2.GetStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -437,6 +460,33 @@ class AdapterAdminService(object):
             '/weft.v1.AdapterAdminService/Unmerge',
             weft_dot_v1_dot_inference__pb2.UnmergeRequest.SerializeToString,
             weft_dot_v1_dot_inference__pb2.UnmergeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.v1.AdapterAdminService/GetStats',
+            weft_dot_v1_dot_inference__pb2.GetStatsRequest.SerializeToString,
+            weft_dot_v1_dot_inference__pb2.GetStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

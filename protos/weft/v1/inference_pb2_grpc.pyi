@@ -107,20 +107,31 @@ class AdapterAdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdapterAdminServiceAsyncStub: ...
     ListResident: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListResidentRequest, _inference_pb2.ListResidentResponse]
-    """Every adapter in memory, most recently used first."""
+    """Every adapter in memory, most recently used first; after them those under quarantine that have left it, and on
+    request those that are on disk only.
+    """
     Load: _grpc.UnaryUnaryMultiCallable[_inference_pb2.LoadRequest, _inference_pb2.LoadResponse]
     """Pulls, verifies and binds an adapter before its first request. Errors as for Generate."""
     Unload: _grpc.UnaryUnaryMultiCallable[_inference_pb2.UnloadRequest, _inference_pb2.UnloadResponse]
-    """Frees an adapter. NOT_FOUND: not resident. FAILED_PRECONDITION: requests are using it, or it is merged."""
+    """Frees an adapter, and lifts its quarantine. NOT_FOUND: neither resident nor under quarantine.
+    FAILED_PRECONDITION: requests are using it, or it is merged.
+    """
     Merge: _grpc.UnaryUnaryMultiCallable[_inference_pb2.MergeRequest, _inference_pb2.MergeResponse]
-    """Serves one adapter from merged weights, swapped in between two steps. Requests for other adapters and
+    """Serves one adapter from merged weights, swapped in between two steps. A merge policy rests from then on, until
+    Unmerge. Requests for other adapters and
     for the base stay right. Merging another one replaces it.
     FAILED_PRECONDITION: the kind cannot be merged, with the reason.
     RESOURCE_EXHAUSTED: the merged weights do not fit the memory limit.
     """
     Unmerge: _grpc.UnaryUnaryMultiCallable[_inference_pb2.UnmergeRequest, _inference_pb2.UnmergeResponse]
-    """Drops the merged weights; the base was never changed, so what remains is bit-equal to it.
+    """Takes the merged weights out of use; the base was never changed, so what remains is bit-equal to it. They are
+    kept ready while memory allows. A merge policy does not merge this adapter again before the traffic has changed.
     FAILED_PRECONDITION: nothing is merged.
+    """
+    GetStats: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetStatsRequest, _inference_pb2.GetStatsResponse]
+    """What the server has done since it started, and what it holds now. Cheap: ask as often as you like.
+    Counters only grow until the server is started again; rates are for the caller, from two answers and `uptime`.
+    UNAVAILABLE: the server is draining.
     """
 
 @_typing.type_check_only
@@ -129,20 +140,31 @@ class AdapterAdminServiceAsyncStub(AdapterAdminServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListResident: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListResidentRequest, _inference_pb2.ListResidentResponse]  # type: ignore[assignment]
-    """Every adapter in memory, most recently used first."""
+    """Every adapter in memory, most recently used first; after them those under quarantine that have left it, and on
+    request those that are on disk only.
+    """
     Load: _aio.UnaryUnaryMultiCallable[_inference_pb2.LoadRequest, _inference_pb2.LoadResponse]  # type: ignore[assignment]
     """Pulls, verifies and binds an adapter before its first request. Errors as for Generate."""
     Unload: _aio.UnaryUnaryMultiCallable[_inference_pb2.UnloadRequest, _inference_pb2.UnloadResponse]  # type: ignore[assignment]
-    """Frees an adapter. NOT_FOUND: not resident. FAILED_PRECONDITION: requests are using it, or it is merged."""
+    """Frees an adapter, and lifts its quarantine. NOT_FOUND: neither resident nor under quarantine.
+    FAILED_PRECONDITION: requests are using it, or it is merged.
+    """
     Merge: _aio.UnaryUnaryMultiCallable[_inference_pb2.MergeRequest, _inference_pb2.MergeResponse]  # type: ignore[assignment]
-    """Serves one adapter from merged weights, swapped in between two steps. Requests for other adapters and
+    """Serves one adapter from merged weights, swapped in between two steps. A merge policy rests from then on, until
+    Unmerge. Requests for other adapters and
     for the base stay right. Merging another one replaces it.
     FAILED_PRECONDITION: the kind cannot be merged, with the reason.
     RESOURCE_EXHAUSTED: the merged weights do not fit the memory limit.
     """
     Unmerge: _aio.UnaryUnaryMultiCallable[_inference_pb2.UnmergeRequest, _inference_pb2.UnmergeResponse]  # type: ignore[assignment]
-    """Drops the merged weights; the base was never changed, so what remains is bit-equal to it.
+    """Takes the merged weights out of use; the base was never changed, so what remains is bit-equal to it. They are
+    kept ready while memory allows. A merge policy does not merge this adapter again before the traffic has changed.
     FAILED_PRECONDITION: nothing is merged.
+    """
+    GetStats: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetStatsRequest, _inference_pb2.GetStatsResponse]  # type: ignore[assignment]
+    """What the server has done since it started, and what it holds now. Cheap: ask as often as you like.
+    Counters only grow until the server is started again; rates are for the caller, from two answers and `uptime`.
+    UNAVAILABLE: the server is draining.
     """
 
 class AdapterAdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -154,7 +176,9 @@ class AdapterAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.ListResidentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ListResidentResponse, _abc.Awaitable[_inference_pb2.ListResidentResponse]]:
-        """Every adapter in memory, most recently used first."""
+        """Every adapter in memory, most recently used first; after them those under quarantine that have left it, and on
+        request those that are on disk only.
+        """
 
     @_abc_1.abstractmethod
     def Load(
@@ -170,7 +194,9 @@ class AdapterAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.UnloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.UnloadResponse, _abc.Awaitable[_inference_pb2.UnloadResponse]]:
-        """Frees an adapter. NOT_FOUND: not resident. FAILED_PRECONDITION: requests are using it, or it is merged."""
+        """Frees an adapter, and lifts its quarantine. NOT_FOUND: neither resident nor under quarantine.
+        FAILED_PRECONDITION: requests are using it, or it is merged.
+        """
 
     @_abc_1.abstractmethod
     def Merge(
@@ -178,7 +204,8 @@ class AdapterAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.MergeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.MergeResponse, _abc.Awaitable[_inference_pb2.MergeResponse]]:
-        """Serves one adapter from merged weights, swapped in between two steps. Requests for other adapters and
+        """Serves one adapter from merged weights, swapped in between two steps. A merge policy rests from then on, until
+        Unmerge. Requests for other adapters and
         for the base stay right. Merging another one replaces it.
         FAILED_PRECONDITION: the kind cannot be merged, with the reason.
         RESOURCE_EXHAUSTED: the merged weights do not fit the memory limit.
@@ -190,8 +217,20 @@ class AdapterAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.UnmergeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.UnmergeResponse, _abc.Awaitable[_inference_pb2.UnmergeResponse]]:
-        """Drops the merged weights; the base was never changed, so what remains is bit-equal to it.
+        """Takes the merged weights out of use; the base was never changed, so what remains is bit-equal to it. They are
+        kept ready while memory allows. A merge policy does not merge this adapter again before the traffic has changed.
         FAILED_PRECONDITION: nothing is merged.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStats(
+        self,
+        request: _inference_pb2.GetStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.GetStatsResponse, _abc.Awaitable[_inference_pb2.GetStatsResponse]]:
+        """What the server has done since it started, and what it holds now. Cheap: ask as often as you like.
+        Counters only grow until the server is started again; rates are for the caller, from two answers and `uptime`.
+        UNAVAILABLE: the server is draining.
         """
 
 def add_AdapterAdminServiceServicer_to_server(servicer: AdapterAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,94 +1,91 @@
-"""From the sequences of a plan to the tensors of a step."""
+"""From the parts of a step to its tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
-from torch import Tensor
 
 from weft_adapters.segments import Segments
-from weft_server.torch_engine.batch import DecodeGroup, MergedRows, Prefill, StepBatch
+from weft_server.torch_engine.batch import Span, StepBatch
 from weft_server.torch_engine.deltas import ActiveAdapters
-from weft_server.torch_engine.kv_cache import Arena
 from weft_server.torch_engine.overlay import Overlay
-from weft_server.torch_engine.scheduler import Plan
-from weft_server.torch_engine.sequence import Sequence
+from weft_server.torch_engine.scheduler import Part
 
 
-def assemble(
-    plan: Plan, active: ActiveAdapters, overlay: Overlay | None, device: torch.device
-) -> tuple[StepBatch, list[Sequence]]:
-    """The step of a plan, and its sequences in the order of the step's logits.
+class Assembler:
+    """Makes steps for one table of active adapters. Keeps the latest `Segments`: while sequences answer, the rows and
+    who wears what are the same from step to step, and so is all that sites derive from them."""
 
-    Decoding sequences stand in the order of their cache rows, arena by arena, so that an arena's leading rows are one
-    group; prompts follow.
-    """
-    merged_digest = overlay.adapter.digest if overlay else None
-    tokens: list[int] = []
-    positions: list[int] = []
-    wearers: list[Sequence] = []
-    ordered: list[Sequence] = []
-    last: list[int] = []
-    decodes: list[DecodeGroup] = []
-    for arena, group in _by_arena(plan.decodes).items():
-        begin = len(tokens)
-        tokens += [sequence.generated[-1] for sequence in group]
-        position = [sequence.cached for sequence in group]
-        positions += position
-        wearers += group
-        last += range(begin, len(tokens))
-        position_B = torch.tensor(position, device=device)
-        longest = max(position) + 1
-        # A block of whole rows is contiguous, and products read it in place; one that ends within the rows is copied
-        # first. Up to twice the length, reading too much is cheaper (measured: 62 against 170 us for 100 of 128).
-        length = arena.row_length if 2 * longest >= arena.row_length else longest
-        decodes.append(DecodeGroup(arena, slice(begin, len(tokens)), position_B, length))
-        ordered += group
-    prefills: list[Prefill] = []
-    for sequence in plan.prefills:
-        assert sequence.arena is not None
-        begin, prompt = len(tokens), sequence.request.token_ids
-        tokens += prompt
-        positions += range(sequence.cached, sequence.cached + len(prompt))
-        wearers += [sequence] * len(prompt)
-        last.append(len(tokens) - 1)
-        rows = slice(begin, len(tokens))
-        prefills.append(Prefill(sequence.arena, sequence.arena.row(sequence), rows, sequence.cached))
-        ordered.append(sequence)
-    wears_merged = [s.adapter is not None and s.adapter.digest == merged_digest for s in wearers]
-    own = [s.adapter for s in ordered if s.adapter is not None and s.adapter.digest != merged_digest]
-    active.activate(own)
-    indices = [
-        Segments.BASE if s.adapter is None or merged else active.index(s.adapter.digest)
-        for s, merged in zip(wearers, wears_merged, strict=True)
-    ]
-    step = StepBatch(
-        token_T=torch.tensor(tokens, device=device),
-        position_T=torch.tensor(positions, device=device),
-        segments=Segments(indices, device),
-        merged=_merged_rows(wears_merged, device),
-        decodes=decodes,
-        prefills=prefills,
-        last_S=torch.tensor(last, device=device),
-    )
-    return step, ordered
+    def __init__(self, active: ActiveAdapters, device: torch.device) -> None:
+        self._active = active
+        self._device = device
+        self._runs: tuple[tuple[int, int], ...] = ()
+        self._segments = Segments([], device)
+
+    def assemble(self, parts: Sequence[Part], overlay: Overlay | None) -> tuple[StepBatch, list[Part]]:
+        """The step, and its parts in the order of its spans; each has one row of logits, that of its last token.
+
+        A piece of a prompt has one only to show whether its numbers are finite.
+        """
+        num_merged, runs, ordered = self._by_wearer(parts, overlay)
+        tokens: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
+        spans: list[Span] = []
+        for part in ordered:
+            sequence, begin = part.sequence, len(tokens)
+            start = sequence.num_cached
+            text = start - sequence.num_virtual
+            if part.count == 1:
+                tokens.append(sequence.token_ids[text])
+                positions.append(start)
+            else:
+                tokens += sequence.token_ids[text : text + part.count]
+                positions += range(start, start + part.count)
+            end = len(tokens)
+            spans.append(Span(slice(begin, end), start, sequence.blocks))
+            last.append(end - 1)
+        step = StepBatch(
+            token_T=torch.tensor(tokens, device=self._device),
+            position_T=torch.tensor(positions, device=self._device),
+            segments=self._segments_of(runs),
+            num_merged=num_merged,
+            spans=spans,
+            last_S=torch.tensor(last, device=self._device),
+        )
+        return step, ordered
+
+    def _by_wearer(
+        self, parts: Sequence[Part], overlay: Overlay | None
+    ) -> tuple[int, tuple[tuple[int, int], ...], list[Part]]:
+        """The rows of the merged adapter, the runs of (adapter index, rows), and the parts in the order of both."""
+        merged_digest = overlay.adapter.digest if overlay else None
+        merged: list[Part] = []
+        base: list[Part] = []
+        worn: dict[str, list[Part]] = {}
+        for part in parts:
+            digest = part.sequence.digest
+            if not digest:
+                base.append(part)
+            elif digest == merged_digest:
+                merged.append(part)
+            else:
+                worn.setdefault(digest, []).append(part)
+        adapters = [group[0].sequence.adapter for group in worn.values()]
+        self._active.activate(adapter for adapter in adapters if adapter is not None)
+        by_index = sorted((self._active.index(digest), group) for digest, group in worn.items())
+        num_merged = _rows(merged)
+        runs = tuple((index, _rows(group)) for index, group in by_index)
+        ordered = merged + [part for _, group in by_index for part in group] + base
+        return num_merged, ((Segments.BASE, num_merged), *runs, (Segments.BASE, _rows(base))), ordered
+
+    def _segments_of(self, runs: tuple[tuple[int, int], ...]) -> Segments:
+        if runs != self._runs:
+            self._runs = runs
+            self._segments = Segments([index for index, rows in runs for _ in range(rows)], self._device)
+        return self._segments
 
 
-def _by_arena(sequences: list[Sequence]) -> dict[Arena[Sequence], list[Sequence]]:
-    arenas: dict[Arena[Sequence], set[int]] = {}
-    for sequence in sequences:
-        assert sequence.arena is not None
-        arenas.setdefault(sequence.arena, set()).add(id(sequence))
-    # New sequences stand after the old ones in their arena, so those that decode are its leading rows.
-    groups = {arena: arena.owners[: len(ids)] for arena, ids in arenas.items()}
-    assert all({id(s) for s in group} == arenas[arena] for arena, group in groups.items())
-    return groups
-
-
-def _merged_rows(wears_merged: list[bool], device: torch.device) -> MergedRows | None:
-    if not any(wears_merged):
-        return None
-    if all(wears_merged):
-        return MergedRows(None, None)
-    flags = torch.tensor(wears_merged, device=device)
-    rows: list[Tensor] = [f.nonzero().flatten() for f in (flags, ~flags)]
-    return MergedRows(*rows)
+def _rows(parts: Iterable[Part]) -> int:
+    return sum(part.count for part in parts)

@@ -1,65 +1,51 @@
-"""What one step computes: rows of tokens, and which cache rows they read and write. Made by the scheduler's choice,
-read by the decoder; nothing here outlives the step.
+"""What one step computes: rows of tokens, and which blocks of the key-value cache they read and write. Made from the
+scheduler's choice, read by a decoder; nothing here outlives the step.
 
-Legend: T rows (tokens) of the step, B sequences of a group.
+Legend: T rows (tokens) of the step, S rows whose logits are wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from weft_adapters.segments import Segments
-from weft_server.torch_engine.kv_cache import Arena
 
 
-@dataclass(frozen=True)
-class DecodeGroup:
-    """The running sequences of one arena: its rows 0..B-1, one new token each."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One sequence's new tokens: the one it generated last, or a piece of its prompt."""
 
-    arena: Arena[Any]
     rows: slice
-    """Where the group's tokens stand in the step."""
-    position_B: Tensor
-    """int64: where each new token goes in its cache row."""
-    length: int
-    """How much of the rows to read: at least the longest sequence, its new token included."""
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """One sequence's prompt, after `start` tokens that the cache already holds."""
-
-    arena: Arena[Any]
-    arena_row: int
-    rows: slice
+    """Where its tokens stand in the step."""
     start: int
+    """Its tokens that are cached already, virtual ones included: the position of its first new token."""
+    blocks: Sequence[int]
+    """Its block table. Token i lies in `blocks[i // BLOCK_TOKENS]` at slot `i % BLOCK_TOKENS`; the table covers
+    `start` and the new tokens, and may be longer. Blocks that hold none of the new tokens are only read."""
 
-
-@dataclass(frozen=True)
-class MergedRows:
-    """How the step's rows divide between the merged weights and the base's own."""
-
-    merged: Tensor | None
-    """int64 rows that wear the merged adapter; None when all do."""
-    others: Tensor | None
-    """int64 rows that do not; None when there are none."""
+    @property
+    def count(self) -> int:
+        """New tokens."""
+        return int(self.rows.stop - self.rows.start)
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One step."""
+    """One step. Rows are grouped by wearer: those of the merged adapter, those of each active adapter in the order of
+    the indices, those of the base model."""
 
     token_T: Tensor
+    """int64."""
     position_T: Tensor
+    """int64."""
     segments: Segments
     """Rows by active adapter; rows of the merged adapter count as base rows here."""
-    merged: MergedRows | None
-    """None when no row wears the merged adapter."""
-    decodes: Sequence[DecodeGroup]
-    prefills: Sequence[Prefill]
+    num_merged: int
+    """Rows 0 to num_merged - 1 wear the merged adapter; 0 when none does."""
+    spans: Sequence[Span]
+    """In the order of their rows, which they cover without a gap."""
     last_S: Tensor
-    """int64: the row of each sequence's last token, whose logits are wanted."""
+    """int64, ascending: the rows whose logits are wanted. A decoder must not assume one for every span."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,15 +17,18 @@ from weft_adapters.base.load import StoredBase
 from weft_adapters.binding import bind
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter
-from weft_registry.errors import ExhaustedError, PreconditionError
+from weft_registry.errors import PreconditionError
 from weft_registry.manifest import Manifest
 from weft_server.engine import AdapterHandle, Deliver, EngineInfo, EngineRequest, MergeOutcome
-from weft_server.torch_engine.decoder import Decoder
+from weft_server.stats import EngineStats
+from weft_server.torch_engine.decoder import TorchDecoder
+from weft_server.torch_engine.decoders import Decoder
 from weft_server.torch_engine.kernels import KernelFactory
-from weft_server.torch_engine.kv_cache import CacheShape, KvCache
 from weft_server.torch_engine.merging import build_overlay
+from weft_server.torch_engine.native.decoder import NativeDecoder
 from weft_server.torch_engine.overlay import Overlay
-from weft_server.torch_engine.scheduler import Scheduler
+from weft_server.torch_engine.overlays import OverlayStore
+from weft_server.torch_engine.scheduler import Limits
 from weft_server.torch_engine.sequence import Sequence
 from weft_server.torch_engine.step_thread import StepThread
 from weft_server.torch_engine.stepper import Stepper
@@ -42,13 +46,19 @@ class TorchEngineOptions:
     """Keep a packed bfloat16 copy of the base beside the int4 one (CPU): faster batches for more memory."""
     max_batch_size: int
     max_prefill_tokens: int
-    """Prompt tokens of one step, beyond the first prompt."""
+    """Prompt tokens of a step in which somebody is answering; a longer prompt is computed in pieces."""
     max_waiting: int
     """Requests in the queue before new ones are refused."""
     kv_bytes: int
     overlay_bytes: int
+    max_idle_prefill_tokens: int = 1024
+    """Prompt tokens of a step in which nobody is answering, if that is more than `max_prefill_tokens`."""
+    max_active_adapters: int = 64
+    """Different adapters in one batch."""
     num_threads: int = 0
-    """CPU threads of a step; 0 leaves the choice to torch."""
+    """CPU threads of a step; 0 takes every core."""
+    native: Path | None = None
+    """The native decoder's library (CPU, bfloat16; see `native.choose`); None computes with torch."""
 
 
 class TorchEngine:
@@ -57,22 +67,32 @@ class TorchEngine:
     def __init__(self, base: StoredBase, options: TorchEngineOptions) -> None:
         self._base = base
         self._options = options
-        config = base.config
-        shape = CacheShape(config.num_layers, config.num_kv_heads, config.head_dim, options.dtype, options.device)
-        self._cache: KvCache[Sequence] = KvCache(shape, options.kv_bytes)
         self._merging = threading.Lock()
+        self._overlays = OverlayStore(options.overlay_bytes)
         # One core each at most, and no OpenMP team of their own: see `StepThread`.
         self._side = ThreadPoolExecutor(2, "weft-side", initializer=torch.set_num_threads, initargs=(1,))
         self._steps = StepThread(self._build, num_threads=options.num_threads, max_waiting=options.max_waiting)
 
     def _build(self) -> Stepper:
         options = self._options
-        decoder = Decoder(self._base, KernelFactory(options.device, options.dtype, options.copies))
+        decoder = self._decoder()
         self._base.release()
-        scheduler = Scheduler(
-            self._cache, max_batch_size=options.max_batch_size, max_prefill_tokens=options.max_prefill_tokens
+        limits = Limits(
+            max_batch_size=options.max_batch_size,
+            max_prefill_tokens=options.max_prefill_tokens,
+            max_idle_prefill_tokens=options.max_idle_prefill_tokens,
+            max_active_adapters=options.max_active_adapters,
         )
-        return Stepper(decoder, scheduler, options.device)
+        return Stepper(decoder, limits, options.kv_bytes, options.device)
+
+    def _decoder(self) -> Decoder:
+        o = self._options
+        if o.native is None:
+            return TorchDecoder(self._base, KernelFactory(o.device, o.dtype, o.copies))
+        decoder = NativeDecoder(self._base, o.native, o.num_threads or os.cpu_count() or 1)
+        # Its own threads do the work; torch's would only take cores from them.
+        torch.set_num_threads(1)
+        return decoder
 
     @property
     def info(self) -> EngineInfo:
@@ -111,14 +131,18 @@ class TorchEngine:
     def bind(self, directory: Path, manifest: Manifest, digest: str) -> Adapter[Any]:
         """See `Engine`."""
         o = self._options
-        return self._beside(
-            lambda: bind(directory, manifest, self._base.spec, dtype=o.dtype, device=o.device, digest=digest)
-        )
+
+        def read() -> Adapter[Any]:
+            adapter = bind(directory, manifest, self._base.spec, dtype=o.dtype, device=o.device, digest=digest)
+            return self._stepper.decoder.adopt(adapter)
+
+        return self._beside(read)
 
     def release(self, adapter: AdapterHandle) -> None:
         """See `Engine`."""
         digest = adapter.digest
-        self._steps.post(lambda: self._stepper.active.forget(digest))
+        self._overlays.drop(digest)
+        self._steps.post(lambda: self._stepper.forget(digest))
 
     def context_room(self, adapter: AdapterHandle | None) -> int:
         """See `Engine`."""
@@ -131,66 +155,83 @@ class TorchEngine:
     def submit(self, request: EngineRequest) -> None:
         """See `Engine`."""
         sequence = Sequence(request, None if request.adapter is None else _bound(request.adapter))
-        cost, limit = self._cache.cost(sequence.most_tokens), self._cache.limit_bytes
-        if cost > limit:
-            raise ExhaustedError(
-                f"the request may reach {sequence.most_tokens} tokens, whose keys and values take {cost} bytes; the "
-                f"server has {limit} for all requests: ask for fewer new tokens, or raise --kv-memory",
-                reason="KV_MEMORY",
-                metadata={"needed_bytes": str(cost), "limit_bytes": str(limit)},
-            )
+        self._stepper.check(sequence)
         self._steps.submit(sequence)
 
     def cancel(self, request_id: str) -> None:
         """See `Engine`."""
         self._steps.post(request_id)
 
+    def stats(self) -> EngineStats:
+        """See `Engine`."""
+        # What was submitted and not yet received waits too: a step may be long.
+        return replace(self._stepper.stats(), waiting=self._steps.waiting_count)
+
     @property
     def merged(self) -> AdapterHandle | None:
         """See `Engine`."""
-        overlay = self._stepper.overlay
+        overlay = self._overlays.in_force
         return overlay.adapter if overlay else None
 
     @property
     def overlay_bytes(self) -> int:
         """See `Engine`."""
-        overlay = self._stepper.overlay
-        return overlay.size_bytes if overlay else 0
+        return self._overlays.size_bytes
+
+    @property
+    def overlays(self) -> Mapping[str, int]:
+        """See `Engine`."""
+        return self._overlays.hot
 
     def merge(self, adapter: AdapterHandle) -> MergeOutcome:
         """See `Engine`."""
         with self._merging:
             begin = time.perf_counter()
-            # The overlay in use stays until the new one is ready, so both must fit.
-            room = self._options.overlay_bytes - self.overlay_bytes
-            decoder, bound = self._stepper.decoder, _bound(adapter)
-            try:
-                overlay = self._beside(lambda: build_overlay(self._base, decoder, bound, limit_bytes=room))
-            finally:
-                self._base.release()
-            build_s = time.perf_counter() - begin
-            return MergeOutcome(overlay.size_bytes, build_s, self._swap(overlay))
+            bound = _bound(adapter)
+            kept = self._overlays.find(bound.digest)
+            overlay = kept or self._build_overlay(bound)
+            build_s = 0.0 if kept else time.perf_counter() - begin
+            switch_s, switch_steps = self._swap(overlay)
+            return MergeOutcome(overlay.size_bytes, build_s, switch_s, switch_steps, hot=kept is not None)
 
     def unmerge(self) -> float:
         """See `Engine`."""
         with self._merging:
-            if self._stepper.overlay is None:
+            if self._overlays.in_force is None:
                 raise PreconditionError("no adapter is merged", reason="NOT_MERGED")
-            return self._swap(None)
+            return self._swap(None)[0]
 
     @property
     def _stepper(self) -> Stepper:
         return self._steps.stepper
 
-    def _swap(self, overlay: Overlay | None) -> float:
-        """Seconds from asking until the new weights are in force: the rest of the step that is running."""
+    def _build_overlay(self, adapter: Adapter[Any]) -> Overlay:
+        stepper, digest = self._stepper, adapter.digest
+        try:
+            overlay = self._beside(
+                lambda: build_overlay(
+                    self._base,
+                    stepper.decoder,
+                    adapter,
+                    reserve=lambda size_bytes: self._overlays.reserve(digest, size_bytes),
+                    busy=lambda: not stepper.scheduler.idle,
+                )
+            )
+        finally:
+            self._base.release()
+        self._overlays.add(overlay)
+        return overlay
+
+    def _swap(self, overlay: Overlay | None) -> tuple[float, int]:
+        """Seconds, and steps that began, from asking until the new weights are in force."""
 
         def assign() -> None:
             self._stepper.overlay = overlay
 
         begin = time.perf_counter()
-        self._steps.between_steps(assign)
-        return time.perf_counter() - begin
+        _, steps = self._steps.between_steps(assign)
+        self._overlays.put_in_force(overlay)
+        return time.perf_counter() - begin, steps
 
     def _beside(self, work: Callable[[], _T]) -> _T:
         """Does something slow in a side thread, and waits for it."""

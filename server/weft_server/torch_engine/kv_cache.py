@@ -1,25 +1,46 @@
-"""The key-value cache: arenas of fixed row length, each row one running sequence.
+"""The bytes of the key-value cache: blocks of `BLOCK_TOKENS` tokens in all layers, under one byte budget.
 
-A sequence says at admission how many tokens it may reach, and gets a row in the arena of the next power of two. Rows
-of an arena are always 0..n-1: when one is freed the last one moves into the hole, so that decoding reads whole leading
-blocks without gathering. The arenas of different lengths keep a long sequence from padding the short ones: no row is
-more than twice as long as its sequence may become.
+`BlockPool` says who holds which block; a `KvStore` holds the numbers. Each decoder has a store laid out as it reads it.
 
-Legend: L layers, S rows of an arena, H key-value heads, C its row length, D head size, P virtual tokens.
+Legend: L layers, H key-value heads, N blocks, S slots of a block, D head size, P virtual tokens.
 """
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from weft_adapters.kinds.kind import KeyValues
+from weft_registry.errors import InvalidInputError
+from weft_server.torch_engine.blocks import BLOCK_TOKENS
 
-OwnerT = TypeVar("OwnerT")
-_SHORTEST_ROW = 64
+
+class KvStore(Protocol):
+    """One decoder's cache. Only the step thread touches it."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers, keys and values."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in all."""
+        ...
+
+    def write_prefix(self, blocks: Sequence[int], prefix: KeyValues) -> None:
+        """Writes the virtual tokens into the leading slots of `blocks`, in every layer. `blocks` may be longer."""
+        ...
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zeroes blocks that may hold numbers that are not finite: masking a score does not undo a NaN, so whoever got
+        the block next might read it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,127 +58,65 @@ class CacheShape:
         """Bytes of one token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
-
-class Arena(Generic[OwnerT]):
-    """Rows of one length. Owns the tensors and who has which row."""
-
-    def __init__(self, shape: CacheShape, row_length: int) -> None:
-        self.row_length = row_length
-        self._shape = shape
-        self.owners: list[OwnerT] = []
-        """The owner of each row in use, in row order."""
-        self.key_LSHCD = self._empty(0)
-        self.value_LSHCD = self._empty(0)
-
     @property
-    def rows(self) -> int:
-        """Rows there is room for."""
-        return self.key_LSHCD.shape[1]
+    def block_bytes(self) -> int:
+        """Bytes of one block's."""
+        return BLOCK_TOKENS * self.token_bytes
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.row_length * self._shape.token_bytes
-
-    def add(self, owner: OwnerT) -> int:
-        """Takes the next row for `owner`. The caller made room."""
-        assert len(self.owners) < self.rows
-        self.owners.append(owner)
-        return len(self.owners) - 1
-
-    def remove(self, owner: OwnerT, *, wipe: bool) -> None:
-        """Frees the row of `owner`: the last row moves into it.
-
-        `wipe` a row that may hold NaN: masking adds -inf to a score, which does not undo a NaN, so whoever got the
-        row next would read it.
-        """
-        row, last = self.row(owner), len(self.owners) - 1
-        for tensor in (self.key_LSHCD, self.value_LSHCD):
-            if row != last:
-                tensor[:, row] = tensor[:, last]
-            elif wipe:
-                tensor[:, row] = 0
-        self.owners[row] = self.owners[last]
-        self.owners.pop()
-
-    def row(self, owner: OwnerT) -> int:
-        """The row of `owner` now."""
-        return next(i for i, found in enumerate(self.owners) if found is owner)
-
-    def write_prefix(self, row: int, prefix: KeyValues) -> None:
-        """Puts virtual tokens at the start of a row, in every layer."""
-        self.key_LSHCD[:, row, :, : prefix.length] = prefix.key_LHPD
-        self.value_LSHCD[:, row, :, : prefix.length] = prefix.value_LHPD
-
-    def resize(self, rows: int) -> None:
-        """Makes room for `rows`, at least those in use."""
-        used = len(self.owners)
-        for name in ("key_LSHCD", "value_LSHCD"):
-            resized = self._empty(rows)
-            resized[:, :used] = getattr(self, name)[:, :used]
-            setattr(self, name, resized)
-
-    def _empty(self, rows: int) -> Tensor:
-        s = self._shape
-        # Zeroed, not merely allocated, for the same reason.
-        return torch.zeros(
-            s.num_layers, rows, s.num_kv_heads, self.row_length, s.head_dim, dtype=s.dtype, device=s.device
-        )
+    def num_blocks(self, limit_bytes: int) -> int:
+        """Blocks that fit in a budget. Raises `InvalidInputError` where not even one does."""
+        count = limit_bytes // self.block_bytes
+        if count == 0:
+            raise InvalidInputError(
+                f"--kv-memory {limit_bytes}: one block of {BLOCK_TOKENS} tokens takes {self.block_bytes} bytes; allow "
+                "more"
+            )
+        return count
 
 
-class KvCache(Generic[OwnerT]):
-    """All arenas under one byte limit."""
+class TorchKvStore:
+    """Plain tensors. Heads stand outside of blocks, so that gathered blocks of one head are its tokens in order.
+
+    A slot that was never written holds zero, and so does every slot behind the newest token of a block: `begin` sees
+    to it. Reading too much is harmless then, once it is masked.
+    """
 
     def __init__(self, shape: CacheShape, limit_bytes: int) -> None:
         self._shape = shape
-        self._arenas: dict[int, Arena[OwnerT]] = {}
-        self.limit_bytes = limit_bytes
-        self.reserved_bytes = 0
-        """Bytes promised to running sequences."""
-
-    def cost(self, num_tokens: int) -> int:
-        """Bytes that a sequence of at most `num_tokens` reserves."""
-        return _row_length(num_tokens) * self._shape.token_bytes
-
-    def fits(self, num_tokens: int) -> bool:
-        """Whether such a sequence can be admitted now."""
-        return self.reserved_bytes + self.cost(num_tokens) <= self.limit_bytes
+        self.num_blocks = shape.num_blocks(limit_bytes)
+        self.key_LHNSD = self._zeros()
+        self.value_LHNSD = self._zeros()
 
     @property
-    def allocated_bytes(self) -> int:
-        """Bytes held, free rows included; never above the limit."""
-        return sum(arena.rows * arena.row_bytes for arena in self._arenas.values())
+    def block_bytes(self) -> int:
+        """See `KvStore`."""
+        return self._shape.block_bytes
 
-    def add(self, owner: OwnerT, num_tokens: int) -> Arena[OwnerT]:
-        """Reserves a row that may reach `num_tokens`. The caller asked `fits` first."""
-        length = _row_length(num_tokens)
-        arena = self._arenas.setdefault(length, Arena(self._shape, length))
-        if len(arena.owners) == arena.rows:
-            self._grow(arena)
-        arena.add(owner)
-        self.reserved_bytes += arena.row_bytes
-        return arena
+    def write_prefix(self, blocks: Sequence[int], prefix: KeyValues) -> None:
+        """See `KvStore`."""
+        for index, block in enumerate(blocks):
+            tokens = slice(index * BLOCK_TOKENS, min((index + 1) * BLOCK_TOKENS, prefix.length))
+            count = tokens.stop - tokens.start
+            if count <= 0:
+                break
+            self.key_LHNSD[:, :, block, :count] = prefix.key_LHPD[:, :, tokens]
+            self.value_LHNSD[:, :, block, :count] = prefix.value_LHPD[:, :, tokens]
+            self.key_LHNSD[:, :, block, count:] = 0
+            self.value_LHNSD[:, :, block, count:] = 0
 
-    def remove(self, owner: OwnerT, arena: Arena[OwnerT], *, wipe: bool = False) -> None:
-        """Frees a row. An arena keeps its room for the next sequence until another needs it, or it is empty."""
-        arena.remove(owner, wipe=wipe)
-        self.reserved_bytes -= arena.row_bytes
-        if not arena.owners:
-            del self._arenas[arena.row_length]
+    def clear(self, blocks: Sequence[int]) -> None:
+        """See `KvStore`."""
+        if blocks:
+            block_M = torch.tensor(blocks, device=self._shape.device)
+            self.key_LHNSD.index_fill_(2, block_M, 0)
+            self.value_LHNSD.index_fill_(2, block_M, 0)
 
-    def arenas(self) -> list[Arena[OwnerT]]:
-        """The arenas in use, shortest rows first."""
-        return [self._arenas[length] for length in sorted(self._arenas)]
-
-    def _grow(self, arena: Arena[OwnerT]) -> None:
-        """Doubles an arena's rows as far as the limit lets it, after taking back free rows if it must."""
-        if self.allocated_bytes + arena.row_bytes > self.limit_bytes:
-            for other in self._arenas.values():
-                if other.rows > len(other.owners):
-                    other.resize(len(other.owners))
-        room = (self.limit_bytes - self.allocated_bytes) // arena.row_bytes
-        arena.resize(arena.rows + max(1, min(arena.rows, room)))
-
-
-def _row_length(num_tokens: int) -> int:
-    return max(_SHORTEST_ROW, 1 << (num_tokens - 1).bit_length())
+    def _zeros(self) -> Tensor:
+        s = self._shape
+        size = (s.num_layers, s.num_kv_heads, self.num_blocks, BLOCK_TOKENS, s.head_dim)
+        if s.device.type != "cpu":
+            return torch.zeros(size, dtype=s.dtype, device=s.device)
+        # Pages that the system gives as they are first written: a budget that is not used costs nothing.
+        num_bytes = s.block_bytes * self.num_blocks // 2
+        pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(pages, dtype=s.dtype).view(size)

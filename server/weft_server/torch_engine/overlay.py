@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 from weft_adapters.kinds.kind import Adapter, LinearSite
-from weft_adapters.products import Product
+
+
+class MergedKernel(Protocol):
+    """One site's merged weights, in the form that the decoder which made them computes with."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes held beside the base's own."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,9 +28,9 @@ class Overlay:
     """One adapter merged into the base: kernels at the sites that it changes."""
 
     adapter: Adapter[Any]
-    kernels: Mapping[LinearSite, Product]
+    kernels: Mapping[LinearSite, MergedKernel]
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Bytes held beside the base."""
         return sum(kernel.size_bytes for kernel in self.kernels.values())

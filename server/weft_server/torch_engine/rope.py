@@ -37,6 +37,11 @@ class RotaryTable:
         """(cos, signed sin) for each row, (T, 1, D) each."""
         return self._cos_PD[position_T][:, None], self._sin_PD[position_T][:, None]
 
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of the first half of a head, which the second half shares: (positions, D/2) each, contiguous."""
+        half = self._cos_PD.shape[1] // 2
+        return self._cos_PD[:, :half].contiguous(), self._sin_PD[:, half:].contiguous()
+
 
 def rotate(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
     """Rotates every head of `x` by its row's position."""

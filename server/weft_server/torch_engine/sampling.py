@@ -8,36 +8,40 @@ import torch
 from torch import Tensor
 
 from weft_server.engine import Sampling, TokenLogprobs
-from weft_server.torch_engine.sequence import Sequence
+from weft_server.torch_engine.logits import Logits
+from weft_server.torch_engine.scheduler import Part
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sampled:
-    """One sequence's next token; None where its logits were not finite."""
+    """What became of one part of a step."""
 
-    token_id: int | None
-    logprobs: TokenLogprobs | None
+    finite: bool
+    """Whether its logits were."""
+    token_id: int | None = None
+    """The sequence's next token; None where they were not, and after a piece of a prompt that is not its end."""
+    logprobs: TokenLogprobs | None = None
 
 
-def sample(logits_SV: Tensor, sequences: list[Sequence]) -> list[Sampled]:
-    """The next token of each sequence. `logits_SV` is float32 and is not kept; it may be written to."""
-    for row, sequence in enumerate(sequences):
-        request = sequence.request
-        if len(sequence.generated) < request.min_new_tokens and request.stop_token_ids:
-            logits_SV[row, list(request.stop_token_ids)] = float("-inf")
-    # NaN is the maximum of any row that holds one, so one reduction both picks and checks.
-    best_S, token_S = logits_SV.max(dim=-1)
-    finite = torch.isfinite(best_S).tolist()
-    tokens = token_S.tolist()
+_NOT_FINITE, _NOT_YET = Sampled(finite=False), Sampled(finite=True)
+
+
+def sample(logits: Logits, parts: list[Part]) -> list[Sampled]:
+    """The next token of each part's sequence, from the logits of its row, which may be written to."""
+    for row, part in enumerate(parts):
+        request = part.sequence.request
+        if part.sequence.num_generated < request.min_new_tokens and request.stop_token_ids:
+            logits = logits.forbid(row, list(request.stop_token_ids))
+    finite, tokens, logits_SV = logits.finite, logits.token_S.tolist(), logits.logits_SV
     results = []
-    for row, sequence in enumerate(sequences):
-        if not finite[row]:
-            results.append(Sampled(None, None))
+    for row, part in enumerate(parts):
+        if not finite[row] or not part.samples:
+            results.append(_NOT_YET if finite[row] else _NOT_FINITE)
             continue
-        token = tokens[row]
+        token, sequence = tokens[row], part.sequence
         if sequence.generator is not None:
             token = draw(logits_SV[row].cpu(), sequence.request.sampling, sequence.generator)
-        results.append(Sampled(token, _logprobs(logits_SV[row], token, sequence.request.logprobs)))
+        results.append(Sampled(True, token, _logprobs(logits_SV[row], token, sequence.request.logprobs)))
     return results
 
 

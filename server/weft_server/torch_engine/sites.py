@@ -10,6 +10,23 @@ from torch import Tensor
 from weft_adapters.base.load import StoredBase
 from weft_adapters.int4 import Int4Weight
 from weft_adapters.kinds.kind import LinearSite
+from weft_registry.base import BaseSpec
+
+
+def decoder_sites(spec: BaseSpec, layer: int) -> tuple[LinearSite, LinearSite, LinearSite, LinearSite]:
+    """The linear sites of one decoder layer in order of use: attention in and out, MLP in and out."""
+
+    def site(*names: str) -> LinearSite:
+        modules = tuple(f"model.layers.{layer}.{name}" for name in names)
+        shapes = [spec.linears[module] for module in modules]
+        return LinearSite(modules, tuple(n_out for n_out, _ in shapes), shapes[0][1])
+
+    return (
+        site("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        site("self_attn.o_proj"),
+        site("mlp.gate_proj", "mlp.up_proj"),
+        site("mlp.down_proj"),
+    )
 
 
 def site_weight(base: StoredBase, site: LinearSite) -> Int4Weight:

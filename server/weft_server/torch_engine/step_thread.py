@@ -53,6 +53,11 @@ class StepThread:
         """Whether it takes steps: started, and neither closed nor dead."""
         return self._started and self._thread.is_alive()
 
+    @property
+    def waiting_count(self) -> int:
+        """Sequences submitted and not in the batch."""
+        return self._queued
+
     def start(self, deliver: Deliver) -> None:
         """From now on requests are computed, and events delivered."""
         self._deliver = deliver
@@ -87,16 +92,20 @@ class StepThread:
             self._inbox.append(message)
             self._wake.notify()
 
-    def between_steps(self, action: Callable[[], _T]) -> _T:
-        """Has something small done between two steps, and waits. Raises `UnavailableError` once it is closing."""
-        done: Future[_T] = Future()
+    def between_steps(self, action: Callable[[], _T]) -> tuple[_T, int]:
+        """Has something small done between two steps, and waits. Answers its result, and how many steps began after it
+        was asked for and before it was done: never more than one. Raises `UnavailableError` once it is closing."""
+        done: Future[tuple[_T, int]] = Future()
 
         def act() -> None:
-            done.set_result(action())
+            done.set_result((action(), self.stepper.begun - begun))
 
         with self._wake:
             if self._closing:
                 raise UnavailableError("the engine is not running")
+            # Read under the lock that the inbox is emptied under: a step that begins after this is the one step that
+            # may already have looked into the inbox, or it comes after the action.
+            begun = self.stepper.begun
             self._inbox.append(act)
             self._wake.notify()
         return done.result()

@@ -1,0 +1,145 @@
+"""Hot reload: when an alias moves, its new version comes into memory first, and only then do requests go there.
+
+Requests that run finish on the version they began with; requests between the move and the end of the load still get
+the old one. Nobody waits for a cold load, and nobody fails. A version that cannot be loaded never replaces one that
+can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any
+
+from weft.v1 import registry_pb2 as pb
+from weft_registry.embedded import EmbeddedRegistry
+from weft_registry.errors import ExhaustedError, InvalidInputError, NotFoundError, PreconditionError
+from weft_registry.service import RegistryServicer
+from weft_server.residency import Residency
+from weft_server.resolution import Followed, Resolved, Resolver
+
+_log = logging.getLogger(__name__)
+_LONGEST_RETRY_S = 300.0
+_GONE = (NotFoundError, PreconditionError, InvalidInputError)
+"""What a registry answers when it knows that a reference names nothing that may be served."""
+
+
+class Reloader:
+    """Looks after the followed references. Lives in one event loop."""
+
+    def __init__(self, resolver: Resolver, residency: Residency, interval_s: float) -> None:
+        self._resolver = resolver
+        self._residency = residency
+        self._interval_s = interval_s
+        self._poked = asyncio.Event()
+
+    def poke(self) -> None:
+        """Something was published or moved: look now."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        """Looks every `interval_s` until it is cancelled; returns at once if that is 0."""
+        while self._interval_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s):
+                    await self._poked.wait()
+            self._poked.clear()
+            await self.check()
+
+    async def check(self) -> None:
+        """Asks the registry once for each followed reference; what moved is brought in beside what follows."""
+        await asyncio.gather(*(self._check(followed) for followed in self._resolver.followed()))
+
+    async def settled(self) -> None:
+        """Returns once nothing is being brought in."""
+        moving = [followed.moving for followed in self._resolver.followed() if followed.moving is not None]
+        await asyncio.gather(*moving)
+
+    async def close(self) -> None:
+        """Gives up what is being brought in."""
+        for followed in self._resolver.followed():
+            if followed.moving is not None:
+                followed.moving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.settled()
+
+    async def _check(self, followed: Followed) -> None:
+        if followed.moving is not None:
+            return
+        try:
+            found = await self._resolver.ask(followed.reference)
+        except _GONE as error:
+            # The next request hears the reason from the registry itself.
+            _log.warning("%s names nothing any more: %s", followed.reference, error)
+            self._resolver.forget(followed)
+            return
+        except Exception as error:  # noqa: BLE001 - nothing that a registry does may end the watch
+            self._remember(followed, f"what {followed.reference} names now is not known: {error}")
+            return
+        if found.digest == followed.resolved.digest:
+            followed.problem, followed.failed, followed.failures = "", "", 0
+        elif found.digest != followed.failed or time.monotonic() >= followed.retry_s:
+            followed.moving = asyncio.create_task(self._move(followed, found))
+
+    async def _move(self, followed: Followed, found: Resolved) -> None:
+        before = followed.resolved.digest
+        try:
+            # One that left memory has no requests to spare a cold load.
+            if self._residency.is_resident(before):
+                await self._prefetch(followed, found)
+            followed.resolved = found
+            followed.problem, followed.failed, followed.failures = "", "", 0
+            self._residency.recorder.reloaded()
+            _log.info("%s moved from %s to %s", followed.reference, before, found.digest)
+            # It may have moved on meanwhile, which nobody looked at.
+            self.poke()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the new version, the old one goes on
+            followed.failures = followed.failures + 1 if followed.failed == found.digest else 1
+            followed.failed = found.digest
+            delay_s = min(_LONGEST_RETRY_S, self._interval_s * 2**followed.failures)
+            followed.retry_s = time.monotonic() + delay_s
+            self._remember(followed, f"{followed.reference} moved to {found.digest}, which cannot be loaded: {error}")
+        finally:
+            followed.moving = None
+
+    async def _prefetch(self, followed: Followed, found: Resolved) -> None:
+        before = followed.resolved.digest
+        try:
+            await self._residency.prefetch(found, followed.reference, instead_of=before)
+        except ExhaustedError as error:
+            # There is no room for both. Where nobody uses the old one, it can go when the new one is first asked for.
+            if error.retry_after_s is None or not self._residency.is_idle(before):
+                raise
+
+    def _remember(self, followed: Followed, problem: str) -> None:
+        if followed.problem != problem:
+            followed.problem = problem
+            _log.warning("still serving %s: %s", followed.resolved.digest, problem)
+
+
+class AnnouncingRegistryServicer(RegistryServicer):
+    """The registry's service, which tells the reloader of every change that is made through it."""
+
+    def __init__(self, registry: EmbeddedRegistry, reloader: Reloader) -> None:
+        super().__init__(registry)
+        self._reloader = reloader
+
+    async def Publish(self, request: pb.PublishRequest, context: Any) -> pb.PublishResponse:
+        """See registry.proto."""
+        answer = await super().Publish(request, context)
+        self._reloader.poke()
+        return answer
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
+        """See registry.proto."""
+        answer = await super().SetAlias(request, context)
+        self._reloader.poke()
+        return answer
+
+    async def Yank(self, request: pb.YankRequest, context: Any) -> pb.YankResponse:
+        """See registry.proto."""
+        answer = await super().Yank(request, context)
+        self._reloader.poke()
+        return answer

@@ -1,0 +1,137 @@
+"""From references to versions. Alias references are remembered, so that a moved alias can be brought in before its
+requests go there.
+
+With following on, what an alias reference named last is what its requests get, until `weft_server.reload` has the new
+version in memory and says otherwise. References by digest never move and are not followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from weft_registry.api import RegistryApi, Version
+from weft_registry.reference import Reference
+
+MAX_FOLLOWED = 256
+FORGET_S = 600.0
+"""A reference that nobody used for so long is not followed any more; its next request asks the registry."""
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a reference named, and what is known of the version before it is pulled."""
+
+    version: Version
+    kind: str
+    memory_bytes: int
+    """What its tensors take once they are bound in the engine's dtype."""
+
+    @property
+    def digest(self) -> str:
+        """The version's digest."""
+        return self.version.digest
+
+
+@dataclass(eq=False)
+class Followed:
+    """One alias reference. Only the event loop touches it."""
+
+    reference: str
+    resolved: Resolved
+    """What its requests get."""
+    used_s: float = field(default_factory=time.monotonic)
+    moving: asyncio.Task[None] | None = None
+    """Bringing in the version that it names now."""
+    problem: str = ""
+    """Why it does not get the version that it names now."""
+    failed: str = ""
+    """The digest that could not be brought in."""
+    failures: int = 0
+    """How often that was tried."""
+    retry_s: float = 0.0
+    """It is not tried again before."""
+
+
+class Resolver:
+    """Owns the followed references and the threads that ask the registry. Lives in one event loop."""
+
+    def __init__(self, registry: RegistryApi, dtype: str, *, follow: bool) -> None:
+        self.registry = registry
+        self._item_bytes = _ITEM_BYTES.get(dtype)
+        self._follow = follow
+        self._followed: OrderedDict[str, Followed] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[Resolved]] = {}
+        # Of its own: a registry that hangs must not keep the tokenizer of other requests from its threads.
+        self._threads = ThreadPoolExecutor(8, "weft-resolve")
+
+    async def resolve(self, reference: str) -> Resolved:
+        """What requests for `reference` get. Raises what `Reference.parse` and `RegistryApi.resolve` raise; that
+        nothing was found is never remembered."""
+        followed = self._followed.get(reference)
+        if followed is not None:
+            followed.used_s = time.monotonic()
+            self._followed.move_to_end(reference)
+            return followed.resolved
+        parsed = Reference.parse(reference)
+        if not self._follow or parsed.digest is not None:
+            return await self.ask(reference)
+        asking = self._asking.get(reference)
+        if asking is None:
+            asking = self._asking[reference] = asyncio.create_task(self._first(reference))
+            # So that an error that no request waits for any more is not reported as lost.
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(asking)
+
+    async def ask(self, reference: str) -> Resolved:
+        """What the registry says that `reference` names now."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask_blocking, reference)
+
+    def followed(self) -> list[Followed]:
+        """The references to look after; those that nobody used for long are dropped first."""
+        oldest = time.monotonic() - FORGET_S
+        for followed in [f for f in self._followed.values() if f.used_s < oldest]:
+            self.forget(followed)
+        return list(self._followed.values())
+
+    def forget(self, followed: Followed) -> None:
+        """The next request for this reference asks the registry."""
+        if self._followed.get(followed.reference) is followed:
+            del self._followed[followed.reference]
+
+    def problem(self, digest: str) -> str:
+        """Why an alias that may have moved on is still served by this version; empty if there is none."""
+        return next((f.problem for f in self._followed.values() if f.problem and f.resolved.digest == digest), "")
+
+    def close(self) -> None:
+        """Asks nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _first(self, reference: str) -> Resolved:
+        try:
+            resolved = await self.ask(reference)
+        finally:
+            del self._asking[reference]
+        self._followed[reference] = Followed(reference, resolved)
+        while len(self._followed) > MAX_FOLLOWED:
+            self._followed.popitem(last=False)
+        return resolved
+
+    def _ask_blocking(self, reference: str) -> Resolved:
+        version = self.registry.resolve(reference)
+        # Parsed here: a manifest of many hundred tensors takes milliseconds, which the event loop does not have.
+        manifest = version.manifest
+        values = sum(_product(tensor.shape) for tensor in manifest.tensors)
+        size_bytes = version.size_bytes if self._item_bytes is None else values * self._item_bytes
+        return Resolved(version, manifest.kind, size_bytes)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

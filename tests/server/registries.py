@@ -1,0 +1,57 @@
+"""Registries that are looked at, or spoilt, by a test; and residency over one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from weft_registry.api import RegistryApi, Version
+from weft_registry.embedded import EmbeddedRegistry
+from weft_registry.errors import UnavailableError
+from weft_registry.home import Home
+from weft_server.disk_cache import DiskCache
+from weft_server.residency import Residency
+from weft_server.resolution import Resolver
+from weft_server.torch_engine.engine import TorchEngine
+
+
+class Counting(EmbeddedRegistry):
+    """A registry that counts what is asked of it, and can be made to answer nothing."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(home)
+        self.blobs_read = 0
+        self.resolved = 0
+        self.reachable = True
+
+    def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
+        self.blobs_read += 1
+        return super().read_blob(digest, offset, limit)
+
+    def resolve(self, reference: str) -> Version:
+        self.resolved += 1
+        if not self.reachable:
+            raise UnavailableError("the registry is not there")
+        return super().resolve(reference)
+
+
+def spoil(home: Path, version: Version) -> tuple[Path, bytes]:
+    """Changes the last byte of a version's weights in a registry's store; the file, and what it was."""
+    weights = next(file for file in version.manifest.files if file.path.endswith(".safetensors"))
+    blob = next(home.rglob(weights.sha256.removeprefix("sha256:")))
+    good = blob.read_bytes()
+    blob.chmod(0o600)
+    blob.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    return blob, good
+
+
+def residency(
+    engine: TorchEngine,
+    registry: RegistryApi,
+    tmp_path: Path,
+    limit_bytes: int = 1 << 30,
+    *,
+    disk_bytes: int = 1 << 30,
+    follow: bool = False,
+) -> tuple[Residency, Resolver]:
+    """Residency with a disk cache of its own, and what resolves for it."""
+    resolver = Resolver(registry, engine.info.dtype, follow=follow)
+    return Residency(engine, resolver, DiskCache(tmp_path / "pulled", disk_bytes), limit_bytes), resolver
