@@ -90,7 +90,7 @@ PEERS := .cache/peers-vllm .cache/peers-llama
 bench-peers: bench-peers-venv ## Measure beside other engines, which it installs first (QUICK=1, ARGS="...")
 	@$(BIN)/python -m benchmarks.bench_peers $(if $(QUICK),--quick) $(ARGS)
 
-bench-peers-venv: $(STAMP) $(PEERS:=/.complete) ## Install vLLM's CPU build and llama.cpp (about 3 GB, 10 minutes)
+bench-peers-venv: $(STAMP) $(PEERS:=/.complete) ## Install vLLM's CPU build and llama.cpp (about 2 GB, 10 minutes)
 
 # torch first and alone, as in .venv; the rest as listed, without what vLLM asks for and does not need.
 .cache/peers-vllm/.complete: benchmarks/peers/vllm-requirements.txt

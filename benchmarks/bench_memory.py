@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.report import Row, arguments, median_and_spread, report
+from benchmarks.server_process import CLI, ServerProcess
 from benchmarks.subjects import BASE_NAME, benchmark_home, random_adapter, real_base
 from weft_client import InferenceClient
 from weft_registry.embedded import EmbeddedRegistry
@@ -20,7 +20,6 @@ from weft_registry.home import Home
 from weft_registry.reference import AdapterName
 from weft_registry.transfer import push
 
-_CLI = [sys.executable, "-m", "weft_client.cli"]
 NUM_ADAPTERS = 8
 
 
@@ -41,18 +40,15 @@ def main() -> None:
             shutil.rmtree(path)
         registry.close()
         environment = {**os.environ, "WEFT_HOME": str(home.root)}
-        rows = _serve(environment)
+        rows = _serve(home)
         rows += _list(environment, repeats)
     report(f"Memory: SmolLM2-135M int4, bfloat16, {NUM_ADAPTERS} LoRA adapters of rank 8", rows, args.json)
 
 
-def _serve(environment: dict[str, str]) -> list[Row]:
-    process = subprocess.Popen(
-        [*_CLI, "serve", "--base", BASE_NAME, "--port", "0"], env=environment, stdout=subprocess.PIPE, text=True
-    )
+def _serve(home: Home) -> list[Row]:
+    process = ServerProcess(home)
     try:
-        assert process.stdout is not None
-        address = process.stdout.readline().removeprefix("ready on ").strip()
+        address = process.wait_ready()
         rows = [Row("weft serve, ready", _resident_mib(process.pid), "MiB")]
         with InferenceClient(address) as client, ThreadPoolExecutor(32) as pool:
 
@@ -66,15 +62,14 @@ def _serve(environment: dict[str, str]) -> list[Row]:
         rows.append(Row("weft serve, highest so far", _resident_mib(process.pid, "VmHWM"), "MiB"))
         return rows
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.stop()
 
 
 def _list(environment: dict[str, str], repeats: int) -> list[Row]:
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        subprocess.run([*_CLI, "list"], env=environment, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run([*CLI, "list"], env=environment, stdout=subprocess.DEVNULL, check=True)
         seconds.append(time.perf_counter() - begin)
     # The highest of all children would be the server's: measured in a process that has only this child.
     code = (
@@ -82,7 +77,7 @@ def _list(environment: dict[str, str], repeats: int) -> list[Row]:
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     kib = subprocess.run(
-        [sys.executable, "-c", code, *_CLI, "list"], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *CLI, "list"], env=environment, capture_output=True, text=True, check=True
     ).stdout
     value, spread = median_and_spread(seconds)
     return [Row("weft list", value, "s", spread=spread), Row("weft list", int(kib) / 1024, "MiB")]

@@ -1,6 +1,6 @@
 """The same batches on Weft and on other engines: PEFT, vLLM's CPU build and llama.cpp, over the same base model.
 
-64 prompt tokens and 64 new ones (16 and 16 with --quick), greedy, past the end token; no prompt comes twice. With
+64 prompt tokens and 64 new ones (16 and 12 with --quick), greedy, past the end token; no prompt comes twice. With
 `lora8` every row wears one of 8 LoRA adapters of rank 8 on all linears, `base` is the model alone. For every engine
 alike, a row's value is the rate of decoding: what the new tokens after the first took, measured as the time of the
 whole run less the time of a run for one new token; rows with `_whole` count all new tokens over the whole time. Every
@@ -46,7 +46,7 @@ Generate = Callable[[Sequence[Sequence[int]], int], float]
 def main() -> None:
     """Runs the benchmark."""
     args = arguments(__doc__ or "")
-    prompt, new, repeats = (16, 16, 1) if args.quick else (64, 64, 5)
+    prompt, new, repeats = (16, 12, 1) if args.quick else (64, 64, 5)
     samples = Samples()
     with ExitStack() as stack:
         engines, vocabulary = _start(stack)

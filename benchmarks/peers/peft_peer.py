@@ -15,7 +15,7 @@ class Peer:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         torch.set_num_threads(settings["threads"])
-        model = transformers.AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16)
         for index, path in enumerate(settings["adapters"]):
             if index == 0:
                 model = peft.PeftModel.from_pretrained(model, path, adapter_name="a0")

@@ -12,6 +12,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from weft_adapters.threads import step_aside
 from weft_registry.api import Version
 from weft_registry.errors import NotFoundError, PreconditionError
 from weft_registry.reference import Reference
@@ -78,7 +79,7 @@ class Residency:
         self._switching = asyncio.Lock()
         self._unmerging: set[asyncio.Task[None]] = set()
         # Of its own: slow downloads must not keep the tokenizer of other requests from its threads.
-        self._threads = ThreadPoolExecutor(_LOAD_THREADS, "weft-load")
+        self._threads = ThreadPoolExecutor(_LOAD_THREADS, "weft-load", initializer=step_aside)
 
     @property
     def limit_bytes(self) -> int:

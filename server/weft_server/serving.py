@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from weft.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
 from weft_adapters.base.load import StoredBase
+from weft_adapters.threads import pass_the_lock_on
 from weft_registry.base import BaseStore
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnavailableError, UnsupportedError, WeftError
@@ -60,6 +61,7 @@ def serve(options: ServeOptions) -> None:
     Raises `NotFoundError` for a base that was not added, `UnavailableError` for a port that is taken, what
     `memory_plan` and `engine_options` raise, and for a reference to preload what `Residency.load` raises.
     """
+    pass_the_lock_on()
     asyncio.run(_serve(options))
 
 

@@ -29,7 +29,7 @@ from weft_server.torch_engine.kv_cache import CacheShape, TorchKvStore
 from weft_server.torch_engine.logits import Logits
 from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.rope import RotaryTable, rotate
-from weft_server.torch_engine.sites import site_bias, site_weight, stack_weights
+from weft_server.torch_engine.sites import decoder_sites, site_bias, site_weight, stack_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,18 +186,9 @@ class TorchDecoder:
 
     def _layer(self, base: StoredBase, index: int) -> Layer:
         prefix = f"model.layers.{index}"
-
-        def site(*names: str) -> LinearSite:
-            modules = tuple(f"{prefix}.{name}" for name in names)
-            shapes = [base.spec.linears[module] for module in modules]
-            return LinearSite(modules, tuple(n_out for n_out, _ in shapes), shapes[0][1])
-
         heads = (f"{prefix}.self_attn.q_norm", f"{prefix}.self_attn.k_norm") if self.config.qk_norm else None
         return Layer(
-            attention_in=site("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            attention_out=site("self_attn.o_proj"),
-            mlp_in=site("mlp.gate_proj", "mlp.up_proj"),
-            mlp_out=site("mlp.down_proj"),
+            *decoder_sites(base.spec, index),
             attention_norm_E=self._norm(base, f"{prefix}.input_layernorm"),
             mlp_norm_E=self._norm(base, f"{prefix}.post_attention_layernorm"),
             query_norm_D=self._norm(base, heads[0]) if heads else None,

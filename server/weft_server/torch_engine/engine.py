@@ -17,6 +17,7 @@ from weft_adapters.base.load import StoredBase
 from weft_adapters.binding import bind
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter
+from weft_adapters.threads import step_aside
 from weft_registry.errors import PreconditionError
 from weft_registry.manifest import Manifest
 from weft_server.engine import AdapterHandle, Deliver, EngineInfo, EngineRequest, MergeOutcome
@@ -70,7 +71,7 @@ class TorchEngine:
         self._merging = threading.Lock()
         self._overlays = OverlayStore(options.overlay_bytes)
         # One core each at most, and no OpenMP team of their own: see `StepThread`.
-        self._side = ThreadPoolExecutor(2, "weft-side", initializer=torch.set_num_threads, initargs=(1,))
+        self._side = ThreadPoolExecutor(2, "weft-side", initializer=_beside_steps)
         self._steps = StepThread(self._build, num_threads=options.num_threads, max_waiting=options.max_waiting)
 
     def _build(self) -> Stepper:
@@ -241,6 +242,12 @@ class TorchEngine:
                 return work()
 
         return self._side.submit(inferring).result()
+
+
+def _beside_steps() -> None:
+    """How a side thread begins: on one core, and behind the steps."""
+    torch.set_num_threads(1)
+    step_aside()
 
 
 def _bound(adapter: AdapterHandle) -> Adapter[Any]:
