@@ -72,8 +72,9 @@ class _Blocked:
     @classmethod
     def of(cls, b_Nr: Tensor, arena: Arena) -> _Blocked:
         rank, even = b_Nr.shape[1], b_Nr.shape[1] // 2 * 2
-        blocks = b_Nr.reshape(-1, BLOCK_N, rank)
-        paired = blocks[:, :, :even].reshape(-1, BLOCK_N, even // 2, 2).transpose(1, 2).flatten(1)
+        count = b_Nr.shape[0] // BLOCK_N
+        blocks = b_Nr.reshape(count, BLOCK_N, rank)
+        paired = blocks[:, :, :even].reshape(count, BLOCK_N, even // 2, 2).transpose(1, 2).flatten(1)
         return cls(arena.put(torch.cat((paired, blocks[:, :, even:].flatten(1)), dim=1)), rank)
 
     def stored(self) -> Tensor:
