@@ -43,7 +43,7 @@ def main() -> None:
     if args.quick:
         bench.run(CELLS, repeats=1, new=16, base_every=7)
     else:
-        bench.run(CELLS, repeats=5, new=64, base_every=1)
+        bench.run(CELLS, repeats=3, new=64, base_every=1)
     engine.close()
     rows = []
     for batch, cells in groupby(CELLS, lambda cell: cell.batch):
