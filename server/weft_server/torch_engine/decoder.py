@@ -10,7 +10,7 @@ Legend: T rows, E hidden size, K inputs, N outputs, H key-value heads, Q query h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -26,30 +26,11 @@ from weft_server.torch_engine.batch import StepBatch
 from weft_server.torch_engine.deltas import ActiveAdapters
 from weft_server.torch_engine.kernels import KernelFactory
 from weft_server.torch_engine.kv_cache import CacheShape, TorchKvStore
+from weft_server.torch_engine.layers import Layer, load_layer
 from weft_server.torch_engine.logits import Logits
 from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.rope import RotaryTable, rotate
-from weft_server.torch_engine.sites import decoder_sites, site_bias, site_weight, stack_weights
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One block: its sites, their kernels, and its norms."""
-
-    attention_in: LinearSite
-    attention_out: LinearSite
-    mlp_in: LinearSite
-    mlp_out: LinearSite
-    attention_norm_E: Tensor
-    mlp_norm_E: Tensor
-    query_norm_D: Tensor | None
-    key_norm_D: Tensor | None
-    window: int | None
-
-    @property
-    def sites(self) -> tuple[LinearSite, ...]:
-        """The linear sites in order of use."""
-        return self.attention_in, self.attention_out, self.mlp_in, self.mlp_out
+from weft_server.torch_engine.sites import site_bias, site_weight, stack_dense, stack_weights
 
 
 class TorchDecoder:
@@ -75,7 +56,7 @@ class TorchDecoder:
             dtype=self._dtype,
             device=self._device,
         )
-        self.layers = [self._layer(base, index) for index in range(config.num_layers)]
+        self.layers = [load_layer(base, index, partial(self._norm, base)) for index in range(config.num_layers)]
         self._store: TorchKvStore | None = None
         self._kernels: dict[LinearSite, Product] = {
             site: kernels.base(site_weight(base, site), site_bias(base, site))
@@ -122,8 +103,7 @@ class TorchDecoder:
             # Modules that the adapter leaves alone keep their float16 minima; side by side all must be float32.
             wide = [weight.with_minimum(weight.minimum_NG.float()) for weight in quantized]
             return self._factory.overlay(self._kernels[site], stack_weights(before), stack_weights(wide))
-        dense_NK = torch.cat([w if isinstance(w, Tensor) else w.dequantize() for w in after])
-        return self._factory.dense(dense_NK, bias_N)
+        return self._factory.dense(stack_dense(after), bias_N)
 
     def forward(self, step: StepBatch, adapters: ActiveAdapters, overlay: Overlay | None) -> Logits:
         """See `Decoder`."""
@@ -183,18 +163,6 @@ class TorchDecoder:
 
     def _norm(self, base: StoredBase, name: str) -> Tensor:
         return base.tensor(f"{name}.weight").to(self._device, self._dtype)
-
-    def _layer(self, base: StoredBase, index: int) -> Layer:
-        prefix = f"model.layers.{index}"
-        heads = (f"{prefix}.self_attn.q_norm", f"{prefix}.self_attn.k_norm") if self.config.qk_norm else None
-        return Layer(
-            *decoder_sites(base.spec, index),
-            attention_norm_E=self._norm(base, f"{prefix}.input_layernorm"),
-            mlp_norm_E=self._norm(base, f"{prefix}.post_attention_layernorm"),
-            query_norm_D=self._norm(base, heads[0]) if heads else None,
-            key_norm_D=self._norm(base, heads[1]) if heads else None,
-            window=self.config.sliding_windows[index],
-        )
 
     def _head_is_embedding(self) -> bool:
         weight = getattr(self._head, "weight_NK", None)

@@ -43,6 +43,11 @@ def site_bias(base: StoredBase, site: LinearSite) -> Tensor | None:
     return torch.cat([torch.zeros(n_out) if bias is None else bias.float() for bias, n_out in pairs])
 
 
+def stack_dense(weights: Sequence[Int4Weight | Tensor]) -> Tensor:
+    """One dense weight whose outputs are those of `weights` side by side."""
+    return torch.cat([weight if isinstance(weight, Tensor) else weight.dequantize() for weight in weights])
+
+
 def stack_weights(weights: Sequence[Int4Weight]) -> Int4Weight:
     """One weight whose outputs are those of `weights` side by side."""
     if len(weights) == 1:

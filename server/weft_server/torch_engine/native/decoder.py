@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from weft_adapters.kinds.kind import Adapter, LinearSite
 from weft_server.torch_engine.batch import StepBatch
 from weft_server.torch_engine.deltas import ActiveAdapters
 from weft_server.torch_engine.kv_cache import CacheShape
+from weft_server.torch_engine.layers import load_layer
 from weft_server.torch_engine.logits import Logits
 from weft_server.torch_engine.native import layout
 from weft_server.torch_engine.native.buffers import Buffers, HeadBuffers, Widths
@@ -42,21 +44,10 @@ from weft_server.torch_engine.native.weights import (
     dense_weight,
     int4_bytes,
     int4_weight,
-    stacked,
 )
 from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.rope import RotaryTable
-from weft_server.torch_engine.sites import decoder_sites, site_bias, site_weight
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    sites: tuple[LinearSite, LinearSite, LinearSite, LinearSite]
-    attention_norm_E: Tensor
-    mlp_norm_E: Tensor
-    query_norm_D: Tensor | None
-    key_norm_D: Tensor | None
-    window: int | None
+from weft_server.torch_engine.sites import site_bias, site_weight, stack_dense
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +80,7 @@ class NativeDecoder:
         self._group_size = base.spec.fingerprint.quant.group_size
         self._team = Team(library, num_threads)
         self._widths = Widths.of(config, self._group_size)
-        self._layers = [self._layer(base, index) for index in range(config.num_layers)]
+        self._layers = [load_layer(base, index, partial(_norm, base)) for index in range(config.num_layers)]
         arena = Arena(
             sum(int4_bytes(sum(site.out_features), site.in_features, self._group_size) for site in self.sites)
             + dense_bytes(config.vocab_size, config.hidden_size)
@@ -149,8 +140,8 @@ class NativeDecoder:
         weight = self._weights[site]
         minima = [new.minimum_NG for new in after if isinstance(new, Int4Weight)]
         if len(minima) == len(after):
-            return weight.with_minimum(stacked(minima))
-        return weight.dense(torch.cat([w if isinstance(w, Tensor) else w.dequantize() for w in after]))
+            return weight.with_minimum(torch.cat([minimum.float() for minimum in minima]))
+        return weight.dense(stack_dense(after))
 
     def adopt(self, adapter: Adapter[Any]) -> Adapter[Any]:
         """See `Decoder`."""
@@ -162,12 +153,10 @@ class NativeDecoder:
 
     def forward(self, step: StepBatch, adapters: ActiveAdapters, overlay: Overlay | None) -> Logits:
         """See `Decoder`."""
-        overlay = overlay if step.num_merged else None
         self._make_room(step, adapters)
-        packed = self._packed
         program = self._program
-        if program is None or program.overlay is not overlay or program.packed != packed:
-            program = self._program = self._compile(overlay, packed)
+        if program is None or program.overlay is not overlay or program.packed != self._packed:
+            program = self._program = self._compile(overlay, self._packed)
         kept = self._describe(step, adapters)
         for ops, stop in program.runs:
             self._team.run(ops)
@@ -280,9 +269,8 @@ class NativeDecoder:
         table = self._head.dense_address if self._embedding_VE is None else self._embedding_VE.data_ptr()
         run.append(layout.Embed(step=step, table=table, hidden=c.hidden_size, blocked=self._embedding_VE is None))
         for index, layer in enumerate(self._layers):
-            attention_in, attention_out, mlp_in, mlp_out = layer.sites
             norm(layer.attention_norm_E)
-            linear(attention_in, b.normed, residual=False)
+            linear(layer.attention_in, b.normed, residual=False)
             heads = {"heads": c.num_heads, "kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
             run.append(
                 layout.Rotate(
@@ -306,11 +294,11 @@ class NativeDecoder:
                     **heads,
                 )
             )
-            linear(attention_out, b.inner, residual=True)
+            linear(layer.attention_out, b.inner, residual=True)
             norm(layer.mlp_norm_E)
-            linear(mlp_in, b.normed, residual=False)
+            linear(layer.mlp_in, b.normed, residual=False)
             run.append(layout.Gate(step=step, inner=c.intermediate_size, group_size=self._group_size))
-            linear(mlp_out, b.inner, residual=True)
+            linear(layer.mlp_out, b.inner, residual=True)
         run.append(
             layout.Head(
                 step=step,
@@ -327,17 +315,6 @@ class NativeDecoder:
     @property
     def _head_blocks(self) -> int:
         return -(-self.config.vocab_size // layout.BLOCK_N)
-
-    def _layer(self, base: StoredBase, index: int) -> _Layer:
-        prefix, c = f"model.layers.{index}", self.config
-        return _Layer(
-            sites=decoder_sites(base.spec, index),
-            attention_norm_E=_norm(base, f"{prefix}.input_layernorm"),
-            mlp_norm_E=_norm(base, f"{prefix}.post_attention_layernorm"),
-            query_norm_D=_norm(base, f"{prefix}.self_attn.q_norm") if c.qk_norm else None,
-            key_norm_D=_norm(base, f"{prefix}.self_attn.k_norm") if c.qk_norm else None,
-            window=c.sliding_windows[index],
-        )
 
 
 def _norm(base: StoredBase, name: str) -> Tensor:

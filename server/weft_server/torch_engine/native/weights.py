@@ -7,7 +7,6 @@ Legend: N outputs in blocks of 32, K inputs, G groups of inputs.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -103,11 +102,6 @@ def dense_weight(weight_NK: Tensor, group_size: int, bias_N: Tensor | None, aren
     blocks = arena.put(padded.view(-1, BLOCK_N, n_in // 2, 2).permute(0, 2, 1, 3))
     bias = None if bias_N is None else bias_N.float().contiguous()
     return NativeWeight((n_out, n_in), group_size, bias, dense=blocks)
-
-
-def stacked(minima: Sequence[Tensor]) -> Tensor:
-    """The modules' minima as one (N, G), in float32."""
-    return torch.cat([minimum.float() for minimum in minima])
 
 
 def _by_block(values_NG: Tensor) -> Tensor:
