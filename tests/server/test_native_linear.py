@@ -12,7 +12,7 @@ from tests.server import native
 from weft_adapters.int4 import Int4Weight, pack_codes
 from weft_server.torch_engine.native import layout
 from weft_server.torch_engine.native.library import Team, built, unsupported_here
-from weft_server.torch_engine.native.low_rank import _Blocked
+from weft_server.torch_engine.native.low_rank import blocked
 from weft_server.torch_engine.native.memory import Arena
 from weft_server.torch_engine.native.weights import NativeWeight, dense_bytes, dense_weight, int4_bytes, int4_weight
 
@@ -94,10 +94,10 @@ class Bench:
                 if factors is None:
                     continue
                 arena = Arena(1 << 20)
-                a, b = arena.put(factors.a), _Blocked.of(factors.b, arena)
+                a, b = arena.put(factors.a), arena.put(blocked([factors.b])[0])
                 kept += [a, b]
                 rank = a.shape[0]
-                table[module, slot] = (a.data_ptr(), b.flat.data_ptr(), rank, factors.pooled, factors.scale, offset)
+                table[module, slot] = (a.data_ptr(), b.data_ptr(), rank, factors.pooled, factors.scale, offset)
                 offset += rank + rank % 2
             ranks = max(ranks, offset)
         groups = x.shape[1] // GROUP
@@ -131,7 +131,8 @@ class Bench:
             num_modules=len(ends),
             module_end=(ctypes.c_int32 * layout.MOST_MODULES)(*ends),
         )
-        self._team.run((layout.Op * 1)(layout.Op(layout.OpKind.LINEAR, 0, ctypes.addressof(op))))
+        kinds = layout.OPERATORS[layout.Linear]
+        self._team.run((layout.Op * len(kinds))(*(layout.Op(kind, 0, ctypes.addressof(op)) for kind in kinds)))
         return out
 
 
@@ -182,3 +183,17 @@ def test_merged_rows_take_the_merged_weight(dense: bool) -> None:
     first, first_tolerance = expected(merged, None, x[:9], [-1] * 9, [], [64])
     assert_close(found[9:], y[9:], tolerance[9:])
     assert_close(found[:9], first, first_tolerance)
+
+
+def test_workers_that_come_late_or_not_at_all_are_not_waited_for_and_do_no_harm() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = random_weight(256, 96, generator)
+    x = torch.randn(40, 96, generator=generator).bfloat16()
+    adapters: list[list[Factors | None]] = [[random_factors(8, 256, 96, False, generator)] for _ in range(5)]
+    wearers = [row // 8 for row in range(40)]
+    kernel = int4_weight(weight, None, Arena(int4_bytes(256, 96, GROUP)))
+    alone = Bench(1).run(kernel, x, wearers, adapters, [256])
+    # Far more workers than cores: most find a program over, or another one under way, whenever they get their turn.
+    crowd = Bench(40)
+    for _ in range(200):
+        assert torch.equal(crowd.run(kernel, x, wearers, adapters, [256]), alone)

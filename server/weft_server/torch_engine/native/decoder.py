@@ -224,10 +224,8 @@ class NativeDecoder:
         linears: list[layout.Linear] = []
 
         def flush(stop: _Stop | None) -> None:
-            ops = (layout.Op * len(run))(
-                *(layout.Op(layout.ARGUMENTS[type(args)], 0, ctypes.addressof(args)) for args in run)
-            )
-            runs.append((ops, stop))
+            ops = [layout.Op(kind, 0, ctypes.addressof(args)) for args in run for kind in layout.OPERATORS[type(args)]]
+            runs.append(((layout.Op * len(ops))(*ops), stop))
             arguments.extend(run)
             run.clear()
 

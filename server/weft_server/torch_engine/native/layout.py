@@ -18,12 +18,16 @@ class OpKind(IntEnum):
 
     EMBED = 0
     NORM = 1
-    LINEAR = 2
-    ROTATE = 3
-    ATTENTION = 4
-    GATE = 5
-    ADD = 6
-    HEAD = 7
+    SHRINK = 2
+    LINEAR = 3
+    ROTATE = 4
+    ATTENTION = 5
+    POOL = 6
+    GATE = 7
+    ADD = 8
+    HEAD_INPUT = 9
+    HEAD = 10
+    CHOOSE = 11
 
 
 class Weight(ctypes.Structure):
@@ -181,13 +185,14 @@ class Head(ctypes.Structure):
     )
 
 
-ARGUMENTS: dict[type[ctypes.Structure], OpKind] = {
-    Embed: OpKind.EMBED,
-    Norm: OpKind.NORM,
-    Linear: OpKind.LINEAR,
-    Rotate: OpKind.ROTATE,
-    Attention: OpKind.ATTENTION,
-    Gate: OpKind.GATE,
-    Add: OpKind.ADD,
-    Head: OpKind.HEAD,
+OPERATORS: dict[type[ctypes.Structure], tuple[OpKind, ...]] = {
+    Embed: (OpKind.EMBED,),
+    Norm: (OpKind.NORM,),
+    Linear: (OpKind.SHRINK, OpKind.LINEAR),
+    Rotate: (OpKind.ROTATE,),
+    Attention: (OpKind.ATTENTION, OpKind.POOL),
+    Gate: (OpKind.GATE,),
+    Add: (OpKind.ADD,),
+    Head: (OpKind.HEAD_INPUT, OpKind.HEAD, OpKind.CHOOSE),
 }
+"""The operators that read each kind of arguments, in their order."""

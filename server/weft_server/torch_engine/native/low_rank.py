@@ -9,7 +9,8 @@ Legend: M modules of the base in order of use, I indices of active adapters, r r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weft_adapters.kinds.kind import Adapter, LinearSite
+from weft_adapters.kinds.kind import Adapter, LinearSite, LowRankFactors
 from weft_server.torch_engine.deltas import ActiveAdapters
 from weft_server.torch_engine.native.layout import BLOCK_N, LOW_RANK
-from weft_server.torch_engine.native.memory import Arena, aligned
+from weft_server.torch_engine.native.memory import Arena
+
+_LINE = 32
+"""Elements of a cache line."""
 
 Column = npt.NDArray[Any]
 """(M,) of `LOW_RANK`."""
@@ -31,75 +35,128 @@ Column = npt.NDArray[Any]
 class NativeAdapter(Adapter[Any]):
     """An adapter laid out for the native product. Its tensors are put together again when somebody asks for them."""
 
+    tensors: LaidOut
     column_M: Column = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size_bytes", self.tensors.size_bytes)
 
 
 def lay_out(adapter: Adapter[Any], sites: Sequence[LinearSite]) -> Adapter[Any]:
-    """The same adapter as the native product reads it; as it is where its kind is not low-rank."""
+    """The same adapter as the native product reads it; as it is where its kind is not low-rank.
+
+    A few large copies, whatever the number of modules: this runs beside the steps, and a large copy leaves them
+    Python's lock.
+    """
     if not adapter.kind.low_rank or isinstance(adapter, NativeAdapter):
         return adapter
-    arena = Arena(sum(aligned(2 * tensor.numel()) for tensor in adapter.tensors.values()))
-    column: list[tuple[int, int, int, int, float, int]] = []
-    laid: dict[int, Tensor | _Blocked] = {}
+    found = [[adapter.kind.factors(adapter, module) for module in site.modules] for site in sites]
+    in_blocks = iter(blocked([factors.b_Nr for site in found for factors in site if factors is not None]))
+    pieces: list[Tensor] = []
+    places: dict[int, _Place] = {}
     """By the identity of the stored tensor."""
-    for site in sites:
-        found = [adapter.kind.factors(adapter, module) for module in site.modules]
-        lefts = [None if f is None else arena.put(f.a_rK.to(torch.bfloat16)) for f in found]
-        rights = [None if f is None else _Blocked.of(f.b_Nr.to(torch.bfloat16), arena) for f in found]
-        offset = 0
-        for factors, a_rK, b in zip(found, lefts, rights, strict=True):
-            if factors is None or a_rK is None or b is None:
-                column.append((0, 0, 0, 0, 0.0, offset))
-                continue
-            laid[id(factors.a_rK)], laid[id(factors.b_Nr)] = a_rK, b
-            rank = a_rK.shape[0]
-            column.append((a_rK.data_ptr(), b.flat.data_ptr(), rank, factors.pooled, factors.scaling, offset))
-            # Ranks are multiplied two by two.
-            offset += rank + rank % 2
-    tensors = _LaidOut({name: laid.get(id(tensor), tensor) for name, tensor in adapter.tensors.items()})
-    column_M = np.array(column, LOW_RANK)
+    end = 0
+
+    def place(stored: Tensor, piece: Tensor, rank: int) -> None:
+        nonlocal end
+        places[id(stored)] = _Place(end, stored.shape, rank)
+        pieces.append(piece)
+        end += piece.numel()
+        if end % _LINE:
+            pieces.append(piece.new_zeros(-end % _LINE))
+            end += -end % _LINE
+
+    for site in found:
+        here = [factors for factors in site if factors is not None]
+        for factors in here:
+            place(factors.a_rK, factors.a_rK.flatten().to(torch.bfloat16), 0)
+        for factors in here:
+            place(factors.b_Nr, next(in_blocks), factors.a_rK.shape[0])
+    values = Arena(2 * end).take(end, torch.bfloat16)
+    if pieces:
+        torch.cat(pieces, out=values)
+    tensors = LaidOut(values, {name: places[id(tensor)] for name, tensor in adapter.tensors.items()})
+    column_M = np.array(list(_column(found, places, values.data_ptr())), LOW_RANK)
     return NativeAdapter(adapter.digest, adapter.kind, adapter.params, tensors, column_M=column_M)
 
 
-@dataclass(frozen=True, eq=False)
-class _Blocked:
-    """B (N, r) as [N/32][r/2][32][2], the last of an odd number of ranks as [32] at the end of its block."""
+def _column(
+    found: Iterable[Sequence[LowRankFactors | None]], places: Mapping[int, _Place], address: int
+) -> Iterator[tuple[int, int, int, int, float, int]]:
+    for site in found:
+        offset = 0
+        for factors in site:
+            if factors is None:
+                yield 0, 0, 0, 0, 0.0, offset
+                continue
+            a, b = address + 2 * places[id(factors.a_rK)].begin, address + 2 * places[id(factors.b_Nr)].begin
+            rank = places[id(factors.b_Nr)].rank
+            yield a, b, rank, factors.pooled, factors.scaling, offset
+            # Ranks are multiplied two by two.
+            offset += rank + rank % 2
 
-    flat: Tensor
-    """(N/32, 32 r)."""
+
+def blocked(b_Nr: Sequence[Tensor]) -> list[Tensor]:
+    """Each B as (N r,): [N/32][r/2][32][2], the last of an odd number of ranks as [32] at the end of its block."""
+    by_rank: dict[int, list[int]] = {}
+    for index, b in enumerate(b_Nr):
+        by_rank.setdefault(b.shape[1], []).append(index)
+    result = list(b_Nr)
+    for rank, indices in by_rank.items():
+        rows_Nr = torch.cat([b_Nr[index] for index in indices]).to(torch.bfloat16)
+        count, even = rows_Nr.shape[0] // BLOCK_N, rank // 2 * 2
+        blocks = rows_Nr.view(count, BLOCK_N, rank)
+        parts: list[Tensor] = []
+        if even:
+            # A pair moves as one number: several times as fast as two.
+            pairs = blocks[:, :, :even].contiguous().view(torch.int32)
+            parts.append(pairs.transpose(1, 2).contiguous().view(torch.bfloat16).flatten(1))
+        if rank % 2:
+            parts.append(blocks[:, :, even:].flatten(1))
+        flat = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        for index, part in zip(indices, flat.flatten().split([b_Nr[i].numel() for i in indices]), strict=True):
+            result[index] = part
+    return result
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a stored tensor lies in the arena."""
+
+    begin: int
+    """In elements."""
+    shape: tuple[int, ...]
     rank: int
-
-    @classmethod
-    def of(cls, b_Nr: Tensor, arena: Arena) -> _Blocked:
-        rank, even = b_Nr.shape[1], b_Nr.shape[1] // 2 * 2
-        count = b_Nr.shape[0] // BLOCK_N
-        blocks = b_Nr.reshape(count, BLOCK_N, rank)
-        paired = blocks[:, :, :even].reshape(count, BLOCK_N, even // 2, 2).transpose(1, 2).flatten(1)
-        return cls(arena.put(torch.cat((paired, blocks[:, :, even:].flatten(1)), dim=1)), rank)
-
-    def stored(self) -> Tensor:
-        even = self.rank // 2 * 2
-        count = self.flat.shape[0]
-        paired = self.flat[:, : BLOCK_N * even].reshape(count, even // 2, BLOCK_N, 2).transpose(1, 2).flatten(2)
-        last = self.flat[:, BLOCK_N * even :].reshape(count, BLOCK_N, self.rank - even)
-        return torch.cat((paired, last), dim=2).flatten(0, 1)
+    """Of a B, which lies in blocks; 0 of an A, which lies as it is stored."""
 
 
-class _LaidOut(Mapping[str, Tensor]):
+class LaidOut(Mapping[str, Tensor]):
     """The stored form by name, made when asked for."""
 
-    def __init__(self, laid: Mapping[str, Tensor | _Blocked]) -> None:
-        self._laid = laid
+    def __init__(self, values: Tensor, places: Mapping[str, _Place]) -> None:
+        self._values, self._places = values, places
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the tensors."""
+        return sum(math.prod(place.shape) for place in self._places.values()) * self._values.itemsize
 
     def __getitem__(self, name: str) -> Tensor:
-        found = self._laid[name]
-        return found.stored() if isinstance(found, _Blocked) else found
+        place = self._places[name]
+        values = self._values[place.begin : place.begin + math.prod(place.shape)]
+        if not place.rank:
+            return values.view(place.shape)
+        blocks, even = values.view(-1, BLOCK_N * place.rank), place.rank // 2 * 2
+        count = blocks.shape[0]
+        paired = blocks[:, : BLOCK_N * even].view(count, even // 2, BLOCK_N, 2).transpose(1, 2).flatten(2)
+        last = blocks[:, BLOCK_N * even :].view(count, BLOCK_N, place.rank - even)
+        return torch.cat((paired, last), dim=2).flatten(0, 1)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._laid)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._laid)
+        return len(self._places)
 
 
 class LowRankTable:

@@ -31,9 +31,13 @@ class Arena:
 
     def put(self, tensor: Tensor) -> Tensor:
         """A contiguous copy of `tensor` in the arena."""
-        begin, self._used = self._used, self._used + aligned(tensor.nbytes)
-        copy = self._bytes[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        return copy.copy_(tensor)
+        return self.take(tensor.numel(), tensor.dtype).view(tensor.shape).copy_(tensor)
+
+    def take(self, count: int, dtype: torch.dtype) -> Tensor:
+        """(count,) in the arena, to be filled."""
+        begin, size_bytes = self._used, count * dtype.itemsize
+        self._used += aligned(size_bytes)
+        return self._bytes[begin : begin + size_bytes].view(dtype)
 
 
 def aligned(size_bytes: int) -> int:

@@ -194,7 +194,12 @@ void weft_attention(const void *args, Worker *worker) {
                 }
         }
     }
-    weft_barrier(worker);
+}
+
+/* The groups' sums of what attention gave, which the next site multiplies by its minima. */
+void weft_pool(const void *args, Worker *worker) {
+    const Attention *op = args;
+    const Step *step = op->step;
     const int width = op->heads * op->head_dim;
     for (int t = weft_next(worker); t < step->num_rows; t = weft_next(worker))
         weft_pool_row(step, t, step->inner + (int64_t)t * width, 0, width, op->group_size);

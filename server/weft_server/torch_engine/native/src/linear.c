@@ -289,8 +289,11 @@ static void shrink_tile(const Step *step, const LowRank *factors, int rank, int 
 }
 
 /* low = scale * a x, a few ranks of one adapter at one module for some of its rows at a time. */
-static void shrink(const Linear *op, Worker *worker) {
+void weft_shrink(const void *args, Worker *worker) {
+    const Linear *op = args;
     const Step *step = op->step;
+    if (!step->num_segments)
+        return;
     /* Few ranks at a time only where there are few adapters: a unit costs a trip between the processor's cores. */
     const int unit_ranks = step->num_segments * op->num_modules < SHARES * worker->count ? TASK_RANKS : 4 * TASK_RANKS;
     int unit = weft_next(worker), at = 0;
@@ -425,10 +428,6 @@ static int blocks_at_once(int rows, int num_blocks, const Worker *worker) {
 void weft_linear(const void *args, Worker *worker) {
     const Linear *op = args;
     const Step *step = op->step;
-    if (step->num_segments) {
-        shrink(op, worker);
-        weft_barrier(worker);
-    }
     Ahead ahead;
     /* Rows go in chunks whose inputs stay in the cache; a chunk is all of one kind of weight. */
     const int num_blocks = op->weight->num_out / BLOCK_N, some = blocks_at_once(step->num_rows, num_blocks, worker);
@@ -479,20 +478,30 @@ static void head_block(const Head *op, int block, int later) {
     }
 }
 
-/* The last norm, the head and its greedy choice, for the rows whose logits are wanted. */
-void weft_head(const void *args, Worker *worker) {
+/* The last norm, for the rows whose logits are wanted. */
+void weft_head_input(const void *args, Worker *worker) {
     const Head *op = args;
     const Step *step = op->step;
-    const Weight *weight = op->weight;
-    const int hidden = weight->num_in, num_blocks = (op->num_out + BLOCK_N - 1) / BLOCK_N;
+    const int hidden = op->weight->num_in;
     for (int s = weft_next(worker); s < step->num_logits; s = weft_next(worker))
         rms_norm(step->hidden + step->last[s] * hidden, op->norm, hidden, op->epsilon, op->input + (int64_t)s * hidden);
-    weft_barrier(worker);
-    const int some = blocks_at_once(step->num_logits, num_blocks, worker);
+}
+
+/* Their logits. */
+void weft_head(const void *args, Worker *worker) {
+    const Head *op = args;
+    const int num_blocks = (op->num_out + BLOCK_N - 1) / BLOCK_N;
+    const int some = blocks_at_once(op->step->num_logits, num_blocks, worker);
     for (int unit = weft_next(worker); unit * some < num_blocks; unit = weft_next(worker))
         for (int block = unit * some; block < num_blocks && block < (unit + 1) * some; block++)
             head_block(op, block, block + (some > 1 ? 1 : worker->count));
-    weft_barrier(worker);
+}
+
+/* Their greedy choices. */
+void weft_choose(const void *args, Worker *worker) {
+    const Head *op = args;
+    const Step *step = op->step;
+    const int num_blocks = (op->num_out + BLOCK_N - 1) / BLOCK_N;
     for (int s = weft_next(worker); s < step->num_logits; s = weft_next(worker)) {
         const float *blocks = op->block_best + (int64_t)s * num_blocks;
         int found = 0;

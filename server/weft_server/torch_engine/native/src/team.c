@@ -1,9 +1,12 @@
-/* A team of threads that runs programs: lists of operators, each split over all workers, with a barrier after each.
+/* A team of threads that runs programs: lists of operators, each shared out in units, one operator after another.
  *
- * A worker that waits at a barrier spins for as long as another may have lost its core to a third thread, a slice or two of
- * the system's scheduler, and does not give its own core away: whoever took that too would hold up the next barriers in
- * turn. (Measured on two cores beside a thread that loads an adapter: steps of 9 ms became 50 when waiting workers slept or
- * yielded after 50 us, and 20 when they spun.) Between programs workers spin for a moment and then sleep.
+ * An operator is over once every unit of it that was taken is done. Nobody waits for a worker that has taken none: one
+ * that lost its core to another thread between two units is not missed, the others do its share, and when it is back it
+ * joins them at whatever operator they have come to. (Measured on two cores beside a thread that loads an adapter, eight
+ * requests, steps of 10 ms: with a barrier at which all workers had to arrive, single steps took up to 200 ms.)
+ *
+ * The whole state of a program is one word, changed atomically: which operator it is at, how many workers are inside, and
+ * the next unit to take. Workers look at operators only while inside, and a program does not go on before all have left.
  */
 #define _GNU_SOURCE
 #include "weft.h"
@@ -12,88 +15,122 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* A pause takes about 11 ns. */
-enum { PHASES = 8, BARRIER_SPINS = 1000000, IDLE_SPINS = 8000 };
+/* A worker looks SPINS times, a pause being about 11 ns, and then sleeps. Where it waits for another's last unit it first
+ * offers its core that many times: the other has lost its own to a third thread, for a slice or two of the system's
+ * scheduler, and while it is away nothing is done here. */
+enum { SPINS = 8000, IDLE_OFFERS = 0, WAIT_OFFERS = 100 };
+
+/* A state: [operator 19][open 1][inside 12][next unit 32]. Open while a program runs. */
+typedef uint64_t State;
+static const State INSIDE = 1ull << 32, OPEN = 1ull << 44, OPERATOR = 1ull << 45;
+enum { MOST_WORKERS = 4095 };
+
+static int is_open(State state) { return (state & OPEN) != 0; }
+static uint32_t operator_of(State state) { return state / OPERATOR; }
+static uint32_t inside_of(State state) { return state % OPEN / INSIDE; }
 
 struct Team {
     int count;
     pthread_t *threads;
-    const Op *ops;
+    const Op *ops; /* read only from inside */
     int num_ops;
-    _Alignas(64) atomic_uint program; /* increases with every program */
-    _Alignas(64) atomic_uint arrived;
-    _Alignas(64) atomic_uint phase;
-    struct {
-        _Alignas(64) atomic_int next;
-    } work[PHASES];
+    _Alignas(64) _Atomic State state;
     _Alignas(64) atomic_int sleeping;
     atomic_int closing;
 };
 
-static const Run RUN[] = {weft_embed,  weft_norm,      weft_linear, weft_rotate,
-                          weft_attention, weft_gate, weft_add,    weft_head};
+static const Run RUN[] = {weft_embed,     weft_norm, weft_shrink, weft_linear, weft_rotate, weft_attention,
+                          weft_pool, weft_gate, weft_add,    weft_head_input,   weft_head,   weft_choose};
 
-/* Returns once `*word` is no longer `value`. */
-static void await_change(Team *team, atomic_uint *word, unsigned value, int spins) {
-    for (int i = 0; i < spins; i++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != value)
-            return;
-        _mm_pause();
+/* The half of the state that tells operators apart, which sleepers watch. */
+static const uint32_t *watched(Team *team) { return (const uint32_t *)&team->state + 1; }
+
+/* The state once its operator or its being open is another than `seen`'s; `seen` may be all there is for a long time. */
+static State await_change(Team *team, State seen, int offers) {
+    for (int offer = 0; offer <= offers; offer++) {
+        if (offer)
+            sched_yield();
+        for (int i = 0; i < SPINS; i++) {
+            State state = atomic_load_explicit(&team->state, memory_order_acquire);
+            if (state / OPEN != seen / OPEN)
+                return state;
+            _mm_pause();
+        }
     }
     atomic_fetch_add(&team->sleeping, 1);
-    while (atomic_load(word) == value)
-        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+    State state;
+    while ((state = atomic_load(&team->state)) / OPEN == seen / OPEN)
+        syscall(SYS_futex, watched(team), FUTEX_WAIT_PRIVATE, (uint32_t)(state >> 32), NULL, NULL, 0);
     atomic_fetch_sub(&team->sleeping, 1);
+    return state;
 }
 
-/* Changes `*word`, for everybody who awaits it. */
-static void announce(Team *team, atomic_uint *word, unsigned value) {
-    atomic_store(word, value);
+/* After a change of the operator, or of open. */
+static void wake(Team *team) {
     if (atomic_load(&team->sleeping))
-        syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-}
-
-void weft_barrier(Worker *worker) {
-    Team *team = worker->team;
-    unsigned phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == (unsigned)team->count) {
-        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        /* The counter of the phase just over is next used PHASES from now. */
-        atomic_store_explicit(&team->work[phase % PHASES].next, 0, memory_order_relaxed);
-        announce(team, &team->phase, phase + 1);
-        return;
-    }
-    await_change(team, &team->phase, phase, BARRIER_SPINS);
+        syscall(SYS_futex, watched(team), FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
 int weft_next(Worker *worker) {
-    Team *team = worker->team;
-    unsigned phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
-    return atomic_fetch_add_explicit(&team->work[phase % PHASES].next, 1, memory_order_relaxed);
+    int unit = worker->unit;
+    if (unit >= 0)
+        worker->unit = -1;
+    else
+        unit = (uint32_t)atomic_fetch_add_explicit(&worker->team->state, 1, memory_order_relaxed);
+    return unit;
 }
 
-static void run(Worker *worker) {
-    /* Copied: once the last barrier has let go, the caller may already be setting the next program. */
-    const Op *ops = worker->team->ops;
-    int num_ops = worker->team->num_ops;
-    for (int i = 0; i < num_ops; i++) {
-        RUN[ops[i].kind](ops[i].args, worker);
-        weft_barrier(worker);
-    }
+/* Leaves the operator, which has no unit left to take; the last one out goes on to the next. Returns the state left. */
+static State leave(Team *team) {
+    State state = atomic_load_explicit(&team->state, memory_order_relaxed), after;
+    do {
+        const uint32_t next = operator_of(state) + 1;
+        if (inside_of(state) > 1)
+            after = state - INSIDE;
+        else
+            after = next * OPERATOR + (next < (uint32_t)team->num_ops ? OPEN : 0);
+    } while (!atomic_compare_exchange_weak(&team->state, &state, after));
+    if (after / OPEN != state / OPEN)
+        wake(team);
+    return after;
 }
+
+/* Works on the program that is open, from the operator it is at, until it is over. Returns the state seen then. */
+static State run(Team *team, int index, State state) {
+    while (is_open(state)) {
+        /* In, with the next unit, in one step: whoever is inside keeps the program from going on. */
+        if (!atomic_compare_exchange_weak(&team->state, &state, state + INSIDE + 1))
+            continue;
+        Worker worker = {team, index, team->count, (uint32_t)state};
+        const uint32_t at = operator_of(state);
+        const Op *op = team->ops + at;
+        RUN[op->kind](op->args, &worker);
+        state = leave(team);
+        if (is_open(state) && operator_of(state) == at)
+            state = await_change(team, state, WAIT_OFFERS);
+    }
+    return state;
+}
+
+typedef struct {
+    Team *team;
+    int index;
+} Start;
 
 static void *work(void *arg) {
-    Worker worker = *(Worker *)arg;
+    const Start start = *(Start *)arg;
+    Team *team = start.team;
     free(arg);
-    for (unsigned seen = 0;; seen++) {
-        await_change(worker.team, &worker.team->program, seen, IDLE_SPINS);
-        if (atomic_load(&worker.team->closing))
+    for (State state = 0;;) {
+        state = await_change(team, state, IDLE_OFFERS);
+        if (atomic_load(&team->closing))
             return NULL;
-        run(&worker);
+        state = run(team, start.index, state);
     }
 }
 
@@ -101,16 +138,18 @@ void weft_team_close(Team *team);
 
 /* A team of `count` workers, the caller of weft_run being one of them; NULL when threads cannot be started. */
 Team *weft_team_open(int count) {
+    if (count > MOST_WORKERS)
+        return NULL;
     Team *team = aligned_alloc(64, (sizeof(Team) + 63) / 64 * 64);
     if (!team)
         return NULL;
     *team = (Team){.count = count};
     team->threads = calloc(count, sizeof(pthread_t));
     for (int i = 1; i < count; i++) {
-        Worker *worker = malloc(sizeof(Worker));
-        *worker = (Worker){team, i, count};
-        if (pthread_create(&team->threads[i], NULL, work, worker)) {
-            free(worker);
+        Start *start = malloc(sizeof(Start));
+        *start = (Start){team, i};
+        if (pthread_create(&team->threads[i], NULL, work, start)) {
+            free(start);
             team->count = i;
             weft_team_close(team);
             return NULL;
@@ -123,14 +162,15 @@ Team *weft_team_open(int count) {
 void weft_run(Team *team, const Op *ops, int num_ops) {
     team->ops = ops;
     team->num_ops = num_ops;
-    announce(team, &team->program, atomic_load(&team->program) + 1);
-    Worker self = {team, 0, team->count};
-    run(&self);
+    atomic_store(&team->state, OPEN);
+    wake(team);
+    run(team, 0, OPEN);
 }
 
 void weft_team_close(Team *team) {
     atomic_store(&team->closing, 1);
-    announce(team, &team->program, atomic_load(&team->program) + 1);
+    atomic_fetch_add(&team->state, OPERATOR);
+    wake(team);
     for (int i = 1; i < team->count; i++)
         pthread_join(team->threads[i], NULL);
     free(team->threads);

@@ -67,17 +67,17 @@ typedef struct Team Team;
 typedef struct {
     Team *team;
     int index, count;
+    int unit; /* taken on entering and not yet given out by weft_next; or -1 */
 } Worker;
 
+/* One worker's part in an operator: units of it, as long as there are any. */
 typedef void (*Run)(const void *op, Worker *worker);
 typedef struct {
     int32_t kind, unused;
     const void *args;
 } Op;
 
-/* All workers return once all have called. */
-void weft_barrier(Worker *worker);
-/* The next unit of the phase's work, each number given to one worker; a phase ends at a barrier. */
+/* The next unit of the operator, each number given to one worker, in rising order. */
 int weft_next(Worker *worker);
 
 void weft_embed(const void *op, Worker *worker);
@@ -86,7 +86,11 @@ void weft_gate(const void *op, Worker *worker);
 void weft_add(const void *op, Worker *worker);
 void weft_rotate(const void *op, Worker *worker);
 void weft_attention(const void *op, Worker *worker);
+void weft_pool(const void *op, Worker *worker);
+void weft_shrink(const void *op, Worker *worker);
 void weft_linear(const void *op, Worker *worker);
+void weft_head_input(const void *op, Worker *worker);
 void weft_head(const void *op, Worker *worker);
+void weft_choose(const void *op, Worker *worker);
 
 #endif
