@@ -6,20 +6,28 @@ skipped: an adapter that silently does half of its work is worse than one that i
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter, Kind
+from weft_registry import headers
 from weft_registry.base import BaseSpec
 from weft_registry.errors import CorruptionError, InvalidInputError, PreconditionError, UnsupportedError, Violation
+from weft_registry.headers import Header, HeaderEntry
 from weft_registry.kinds import kind_schema
 from weft_registry.manifest import Manifest
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def check_base(manifest: Manifest, base: BaseSpec) -> None:
@@ -57,20 +65,48 @@ def bind(
         )
     params = schema.parse(manifest.adapter)
     expected = schema.tensors(params, base)
+    path = directory / WEIGHTS_FILE
     try:
-        with safe_open(str(directory / WEIGHTS_FILE), framework="pt", device="cpu") as file:
-            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            _check(manifest, expected, {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in found.items()})
-            # Copies, whatever the dtype: a view of the mapped file would keep the file, and change when it does.
-            tensors = {name: file.get_tensor(name).to(device=device, dtype=dtype, copy=True) for name in found}
-    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            header = headers.read_header(file, size_bytes, WEIGHTS_FILE)
+            # Private, and writable only because torch asks for it.
+            pages = mmap.mmap(file.fileno(), size_bytes, access=mmap.ACCESS_COPY)
+    except (InvalidInputError, OSError) as error:
         raise CorruptionError(f"adapter {manifest.name!r}: {WEIGHTS_FILE} cannot be read: {error}") from error
-    infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if infinite:
-        raise InvalidInputError(f"adapter {manifest.name!r}: {infinite[0]} is not finite in {dtype}")
+    _check(manifest, expected, {entry.name: (entry.dtype, entry.shape) for entry in header.entries})
+    tensors: dict[str, Tensor] = {}
+    for entries, values in _converted(pages, header, dtype, device):
+        parts = values.split([math.prod(entry.shape) for entry in entries])
+        if not _is_finite(values):
+            name = next(entry.name for entry, part in zip(entries, parts, strict=True) if not _is_finite(part))
+            raise InvalidInputError(f"adapter {manifest.name!r}: {name} is not finite in {dtype}")
+        tensors |= {entry.name: part.view(entry.shape) for entry, part in zip(entries, parts, strict=True)}
     adapter = Adapter(digest or manifest.digest(), kind, params, tensors)
     kind.check(adapter)
     return adapter
+
+
+def _converted(
+    pages: mmap.mmap, header: Header, dtype: torch.dtype, device: torch.device | str
+) -> Iterator[tuple[list[HeaderEntry], Tensor]]:
+    """Neighbours in the file that are stored in the same dtype, and their values one after the other.
+
+    A few large calls instead of several for each of hundreds of tensors: they leave Python's lock to the thread that
+    computes. Copies, whatever the dtype: a view of the mapped file would keep the file, and change when it does.
+    """
+    bytes_ = torch.frombuffer(pages, dtype=torch.uint8)
+    for stored, group in groupby(header.entries, key=lambda entry: entry.dtype):
+        entries = list(group)
+        part = bytes_[entries[0].start : entries[-1].end]
+        if entries[0].start % _DTYPES[stored].itemsize:
+            part = part.clone()  # A header that its writer did not pad.
+        yield entries, part.view(_DTYPES[stored]).to(device=device, dtype=dtype, copy=True)
+
+
+def _is_finite(values: Tensor) -> bool:
+    # One pass without a temporary: NaN is the extreme of whatever has one.
+    return bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 def _check(manifest: Manifest, expected: dict[str, Any], found: dict[str, tuple[str, tuple[int, ...]]]) -> None:

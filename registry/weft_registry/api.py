@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -37,7 +38,14 @@ class Version:
     @property
     def manifest(self) -> Manifest:
         """The manifest, parsed."""
-        return Manifest.parse(self.manifest_bytes)
+        return _parsed(self.manifest_bytes)
+
+
+# Resolving, pulling and binding a version each read its manifest, which takes milliseconds and some hundred kilobytes:
+# so it is neither parsed every time nor kept with every version.
+@lru_cache(maxsize=16)
+def _parsed(manifest_bytes: bytes) -> Manifest:
+    return Manifest.parse(manifest_bytes)
 
 
 @dataclass(frozen=True)

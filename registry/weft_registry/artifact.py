@@ -150,11 +150,14 @@ def describe(
     )
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> Path:
-    """Writes `adapter_manifest.json` in one step (a reader sees the old one or the new one) and returns its path."""
+def write_manifest(directory: Path, manifest: Manifest | bytes) -> Path:
+    """Writes `adapter_manifest.json` in one step (a reader sees the old one or the new one) and returns its path.
+
+    Takes the canonical bytes too, for who has them already.
+    """
     path = directory / MANIFEST
     temporary = directory / f".{MANIFEST}.{os.getpid()}"
-    temporary.write_bytes(manifest.canonical_bytes())
+    temporary.write_bytes(manifest if isinstance(manifest, bytes) else manifest.canonical_bytes())
     temporary.replace(path)
     return path
 

@@ -35,6 +35,20 @@ class UploadState:
     """The blob is held: nothing to send."""
 
 
+class VerifiedChunks(Iterator[bytes]):
+    """A blob's bytes, hashed while they are read: the last chunk comes only if the whole has the digest.
+
+    A type of its own, so that whoever gets it in the same process need not hash the same bytes again.
+    """
+
+    def __init__(self, digest: str, chunks: Iterator[bytes]) -> None:
+        self.digest = digest
+        self._chunks = chunks
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
+
+
 class BlobStore(Protocol):
     """Immutable bytes by digest."""
 

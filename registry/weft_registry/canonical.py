@@ -7,7 +7,9 @@ matters is stored as a string), no duplicate keys.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeAlias
 
 from weft_registry.errors import InvalidInputError
@@ -15,6 +17,7 @@ from weft_registry.errors import InvalidInputError
 Json: TypeAlias = "bool | int | str | Sequence[Json] | Mapping[str, Json] | None"
 
 MAX_DEPTH = 32
+_PLAIN = {dict, list, str, int, bool, type(None)}
 
 
 def dumps(value: Json) -> bytes:
@@ -34,11 +37,10 @@ def loads(data: bytes, what: str) -> dict[str, Any]:
         raise InvalidInputError(f"{what}: the number {text} is not an integer; decimals are stored as strings")
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, item in pairs:
-            if key in result:
-                raise InvalidInputError(f"{what}: the key {key!r} appears twice")
-            result[key] = item
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise InvalidInputError(f"{what}: the key {twice!r} appears twice")
         return result
 
     try:
@@ -56,6 +58,34 @@ def loads(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _check(value: Any, path: str, depth: int) -> None:
+    # A manifest has thousands of values, and is read while a server answers.
+    if not _is_plain(value):
+        _check_each(value, path, depth)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether nothing is wrong with `value`, seen level by level. False where only a closer look can tell."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        if not _PLAIN.issuperset(map(type, level)):
+            return False
+        objects = [item for item in level if type(item) is dict]
+        keys = list(chain.from_iterable(objects))
+        if not {str}.issuperset(map(type, keys)):
+            return False
+        try:
+            "".join(keys).encode()
+            "".join([item for item in level if type(item) is str]).encode()
+        except UnicodeEncodeError:
+            return False
+        lists = [item for item in level if type(item) is list]
+        level = [*chain.from_iterable(map(dict.values, objects)), *chain.from_iterable(lists)]
+        if not level:
+            return True
+    return False
+
+
+def _check_each(value: Any, path: str, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise InvalidInputError(f"{path[:80]}: nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, float):
@@ -64,11 +94,11 @@ def _check(value: Any, path: str, depth: int) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise InvalidInputError(f"{path}: the key {key!r} is not a string")
-            _check(key, f"{path}.{key!r}", depth)
-            _check(item, f"{path}.{key}", depth + 1)
+            _check_each(key, f"{path}.{key!r}", depth)
+            _check_each(item, f"{path}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _check(item, f"{path}[{index}]", depth + 1)
+            _check_each(item, f"{path}[{index}]", depth + 1)
     elif isinstance(value, str):
         # JSON can spell half of a surrogate pair, which has no bytes in UTF-8.
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):

@@ -41,6 +41,7 @@ _EXPONENTS = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
 }
+_KEYS = {"dtype", "shape", "data_offsets"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 
 
@@ -145,19 +146,28 @@ def scan_tensor(file: BinaryIO, entry: HeaderEntry) -> TensorScan:
 
 
 def _entry(name: str, value: object, data_start: int, what: str) -> HeaderEntry:
-    label = f"{what}: tensor {name[:100]!r}"
+    def refused(problem: str) -> InvalidInputError:
+        return InvalidInputError(f"{what}: tensor {name[:100]!r}: {problem}")
+
     if not _NAME.fullmatch(name) or ".." in name:
-        raise InvalidInputError(f"{label}: a name has letters, digits, '_', '-' and '.', at most 255, and no '..'")
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise InvalidInputError(f"{label}: expected dtype, shape and data_offsets")
+        raise refused("a name has letters, digits, '_', '-' and '.', at most 255, and no '..'")
+    if not isinstance(value, dict) or value.keys() != _KEYS:
+        raise refused("expected dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise InvalidInputError(f"{label}: dtype {str(dtype)[:40]!r}; allowed: {', '.join(DTYPE_BYTES)}")
-    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n > 0 for n in shape):
-        raise InvalidInputError(f"{label}: shape: expected at most {MAX_DIMENSIONS} positive whole numbers")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
-        raise InvalidInputError(f"{label}: data_offsets: expected two whole numbers")
+        raise refused(f"dtype {str(dtype)[:40]!r}; allowed: {', '.join(DTYPE_BYTES)}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not _are_whole(shape) or 0 in shape:
+        raise refused(f"shape: expected at most {MAX_DIMENSIONS} positive whole numbers")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_whole(offsets):
+        raise refused("data_offsets: expected two whole numbers")
     start, end = offsets
     if end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
-        raise InvalidInputError(f"{label}: {dtype} of shape {shape} does not fill the bytes {start} to {end}")
+        raise refused(f"{dtype} of shape {shape} does not fill the bytes {start} to {end}")
     return HeaderEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
+
+
+def _are_whole(values: list[object]) -> bool:
+    for value in values:  # noqa: SIM110 - a generator costs more than what it checks, a thousand times a file
+        if type(value) is not int or value < 0:
+            return False
+    return True

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from weft_registry import digest as digests
 from weft_registry.api import Progress
-from weft_registry.blobs import BlobLimits, UploadState
+from weft_registry.blobs import BlobLimits, UploadState, VerifiedChunks
 from weft_registry.digest import CHUNK_BYTES
 from weft_registry.errors import CorruptionError, ExhaustedError, InvalidInputError, NotFoundError, OffsetError
 
@@ -57,7 +57,7 @@ class LocalBlobStore:
             )
         if offset or 0 < limit < size:
             return self._read_part(digest, offset, min(limit or size, size - offset))
-        return self._read_all(digest)
+        return VerifiedChunks(digest, self._read_all(digest))
 
     def open(self, digest: str) -> BufferedReader:
         """See `BlobStore.open`."""

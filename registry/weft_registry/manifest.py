@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from weft_registry import canonical
@@ -29,6 +29,9 @@ _KEYS = (
     "provenance",
     "metrics",
 )
+_TENSOR_KEYS: Mapping[str, type] = {"name": str, "dtype": str, "shape": list, "sha256": str}
+_FILE_KEYS: Mapping[str, type] = {"path": str, "size": int, "sha256": str, "media_type": str}
+_METRIC_KEYS: Mapping[str, type] = {"name": str, "value": str, "dataset_sha256": str, "split": str}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -85,9 +88,9 @@ class Manifest:
         """The bytes that the version's digest is taken over."""
         document = {key: getattr(self, key) for key in _KEYS}
         document["base"] = self.base.as_json()
-        document["tensors"] = [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors]
-        document["files"] = [asdict(file) for file in self.files]
-        document["metrics"] = [asdict(metric) for metric in self.metrics]
+        document["tensors"] = [{**vars(tensor), "shape": list(tensor.shape)} for tensor in self.tensors]
+        document["files"] = [vars(file) for file in self.files]
+        document["metrics"] = [vars(metric) for metric in self.metrics]
         return canonical.dumps(document)
 
     def digest(self) -> str:
@@ -137,37 +140,40 @@ class Manifest:
             license=document["license"],
             base=BaseFingerprint.from_json(document["base"], "manifest.base"),
             adapter=document["adapter"],
-            tensors=[_tensor(t, f"manifest.tensors[{i}]") for i, t in enumerate(document["tensors"])],
-            files=[_file(f, f"manifest.files[{i}]") for i, f in enumerate(document["files"])],
+            tensors=[_tensor(t, i) for i, t in enumerate(document["tensors"])],
+            files=[_file(f, i) for i, f in enumerate(document["files"])],
             tokenizer=document["tokenizer"],
             provenance=document["provenance"],
-            metrics=[_metric(m, f"manifest.metrics[{i}]") for i, m in enumerate(document["metrics"])],
+            metrics=[_metric(m, i) for i, m in enumerate(document["metrics"])],
         )
 
 
-def _tensor(entry: Any, what: str) -> TensorEntry:
-    _check_keys(entry, {"name": str, "dtype": str, "shape": list, "sha256": str}, what)
-    if not all(type(n) is int and n >= 0 for n in entry["shape"]):
-        raise InvalidInputError(f"{what}.shape: expected whole numbers")
+def _tensor(entry: Any, index: int) -> TensorEntry:
+    what = f"manifest.tensors[{index}]"
+    _check_keys(entry, _TENSOR_KEYS, what)
+    for size in entry["shape"]:
+        if type(size) is not int or size < 0:
+            raise InvalidInputError(f"{what}.shape: expected whole numbers")
     digests.check(entry["sha256"], f"{what}.sha256")
     return TensorEntry(entry["name"], entry["dtype"], tuple(entry["shape"]), entry["sha256"])
 
 
-def _file(entry: Any, what: str) -> FileEntry:
-    _check_keys(entry, {"path": str, "size": int, "sha256": str, "media_type": str}, what)
+def _file(entry: Any, index: int) -> FileEntry:
+    what = f"manifest.files[{index}]"
+    _check_keys(entry, _FILE_KEYS, what)
     if entry["size"] < 0:
         raise InvalidInputError(f"{what}.size: negative")
     digests.check(entry["sha256"], f"{what}.sha256")
     return FileEntry(**entry)
 
 
-def _metric(entry: Any, what: str) -> Metric:
-    _check_keys(entry, {"name": str, "value": str, "dataset_sha256": str, "split": str}, what)
+def _metric(entry: Any, index: int) -> Metric:
+    _check_keys(entry, _METRIC_KEYS, f"manifest.metrics[{index}]")
     return Metric(**entry)
 
 
 def _check_keys(entry: Any, keys: Mapping[str, type], what: str) -> None:
-    if not isinstance(entry, dict) or set(entry) != set(keys):
+    if not isinstance(entry, dict) or entry.keys() != keys.keys():
         raise InvalidInputError(f"{what}: expected an object with the keys {', '.join(keys)}")
     for key, kind in keys.items():
         if type(entry[key]) is not kind:

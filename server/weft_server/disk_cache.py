@@ -19,7 +19,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weft_registry.api import RegistryApi, Version
@@ -91,7 +91,7 @@ class DiskCache:
         """The whole artifacts on disk, most recently used first."""
         with self._lock:
             self._scan()
-            whole = [pulled for pulled in self._found.values() if pulled.complete]
+            whole = [replace(p, last_used=self._last_used(p)) for p in self._found.values() if p.complete]
         return sorted(whole, key=lambda pulled: pulled.last_used, reverse=True)
 
     def path(self, digest: str) -> Path:
@@ -135,7 +135,7 @@ class DiskCache:
         finally:
             with self._lock:
                 self._reserved_bytes -= reserved_bytes
-                self._scan()
+                self._scan_names()
 
     def _reserve(self, version: Version) -> int:
         """Makes room for an artifact that is not here, and answers how much. Raises `ExhaustedError`, and then nothing
@@ -173,13 +173,18 @@ class DiskCache:
             pinned = set(self._pins)
         return [(name, pulled) for name, pulled in self._found.items() if pulled.digest not in pinned]
 
+    def _last_used(self, pulled: Pulled) -> float:
+        """By this server or another one."""
+        with self._pin_lock:
+            return max(pulled.last_used, self._used.get(pulled.digest, 0.0))
+
     def _set_aside_oldest(self, excess: int) -> list[Path]:
         """Takes the least recently used artifacts out until `excess` bytes are freed; what is left is to delete them.
 
         What another server is reading right now stays.
         """
         aside: list[Path] = []
-        for name, pulled in sorted(self._idle(), key=lambda item: item[1].last_used):
+        for name, pulled in sorted(self._idle(), key=lambda item: self._last_used(item[1])):
             if excess <= 0:
                 break
             gone = _set_aside(self._directory / name)
@@ -194,27 +199,24 @@ class DiskCache:
 
     def _scan(self) -> None:
         """Counts what is there: other servers add and remove artifacts too."""
+        self._found = {}
+        self._scan_names()
+        with self._pin_lock:
+            self._used = {d: at for d, at in self._used.items() if d in self._pins or self.path(d).name in self._found}
+
+    def _scan_names(self) -> None:
+        """As `_scan`, but looks only into directories that it does not know: a whole artifact stays as large as it is,
+        and when another server last used it matters only to who goes first."""
         found: dict[str, Pulled] = {}
-        if not self._directory.is_dir():
-            self._found = found
-            return
-        with self._pin_lock:
-            used = dict(self._used)
-        for entry in os.scandir(self._directory):
-            match = _NAME.fullmatch(entry.name)
-            if match is None or not entry.is_dir(follow_symlinks=False):
-                continue
-            try:
-                size_bytes = sum(file.stat().st_size for file in os.scandir(entry.path))
-                last_used = entry.stat().st_mtime
-            except FileNotFoundError:  # Another server has just removed it.
-                continue
-            digest = f"sha256:{match[1] or match[2]}"
-            last_used = max(last_used, used.get(digest, 0.0))
-            found[entry.name] = Pulled(digest, match[1] is not None, size_bytes, last_used)
+        if self._directory.is_dir():
+            with os.scandir(self._directory) as entries:
+                for entry in entries:
+                    pulled = self._found.get(entry.name)
+                    if pulled is None or not pulled.complete:
+                        pulled = _look_into(entry)
+                    if pulled is not None:
+                        found[entry.name] = pulled
         self._found = found
-        with self._pin_lock:
-            self._used = {d: at for d, at in self._used.items() if d in self._pins or self.path(d).name in found}
 
     def _remove_leftovers(self) -> None:
         if not self._directory.is_dir():
@@ -225,6 +227,19 @@ class DiskCache:
             elif path.name.endswith(".partial") and _NAME.fullmatch(path.name):
                 aside = _set_aside(path)
                 _delete([aside] if aside else [])
+
+
+def _look_into(entry: os.DirEntry[str]) -> Pulled | None:
+    """What a directory holds; None for what is not an artifact, or was removed by another server just now."""
+    match = _NAME.fullmatch(entry.name)
+    if match is None or not entry.is_dir(follow_symlinks=False):
+        return None
+    try:
+        with os.scandir(entry.path) as files:
+            size_bytes = sum(file.stat().st_size for file in files)
+        return Pulled(f"sha256:{match[1] or match[2]}", match[1] is not None, size_bytes, entry.stat().st_mtime)
+    except FileNotFoundError:
+        return None
 
 
 def _pull(registry: RegistryApi, version: Version, path: Path) -> None:

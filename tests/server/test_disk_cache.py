@@ -157,3 +157,14 @@ async def test_an_adapter_in_memory_keeps_its_artifact_until_it_leaves(
     await held.unload("test/a0")
     await held.load("test/a1")
     assert on_disk(held.disk) == [versions[1].digest]
+
+
+def test_what_another_server_brought_and_removed_is_counted_with_the_next_pull(
+    registry: Counting, versions: list[Version], tmp_path: Path
+) -> None:
+    ours, theirs = (DiskCache(tmp_path / "pulled", 1 << 30) for _ in range(2))
+    use(ours, registry, versions[0])
+    use(theirs, registry, versions[1])
+    shutil.rmtree(ours.path(versions[0].digest))
+    use(ours, registry, versions[2])
+    assert ours.size_bytes == size(versions[1]) + size(versions[2])

@@ -145,10 +145,21 @@ def low_rank_factors(adapter: Adapter[Any], module: str) -> tuple[Tensor, Tensor
 def check_scaling(adapter: Adapter[Any]) -> None:
     """Raises `InvalidInputError` if a scaled B overflows: in a shared product, zero times infinity would be NaN in the
     rows of others."""
+    modules: dict[float, dict[str, Tensor]] = {}
     for module in adapter.params.target_modules:
         factors = low_rank_factors(adapter, module)
-        if factors is not None and not torch.isfinite(_scaled(factors[1], factors[2])).all():
-            raise InvalidInputError(f"lora_B of {module} times its scaling of {factors[2]:g} is not finite")
+        if factors is not None:
+            modules.setdefault(factors[2], {})[module] = factors[1]
+    for scaling, b_by_module in modules.items():
+        # All at once, since all are right nearly always.
+        if _overflows(torch.cat([b_Nr.flatten() for b_Nr in b_by_module.values()]), scaling):
+            module = next(module for module, b_Nr in b_by_module.items() if _overflows(b_Nr, scaling))
+            raise InvalidInputError(f"lora_B of {module} times its scaling of {scaling:g} is not finite")
+
+
+def _overflows(b: Tensor, scaling: float) -> bool:
+    # Scaling and rounding keep the order: where the extremes are finite, everything is.
+    return not bool(_scaled(torch.stack(b.aminmax()), scaling).isfinite().all())
 
 
 def _scaled(b_Nr: Tensor, scaling: float) -> Tensor:
