@@ -15,7 +15,7 @@ from typing import Any
 
 from weft.v1 import registry_pb2 as pb
 from weft_registry.embedded import EmbeddedRegistry
-from weft_registry.errors import ExhaustedError, InvalidInputError, NotFoundError, PreconditionError
+from weft_registry.errors import ExhaustedError, InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from weft_registry.service import RegistryServicer
 from weft_server.residency import Residency
 from weft_server.resolution import Followed, Resolved, Resolver
@@ -49,8 +49,17 @@ class Reloader:
             await self.check()
 
     async def check(self) -> None:
-        """Asks the registry once for each followed reference; what moved is brought in beside what follows."""
-        await asyncio.gather(*(self._check(followed) for followed in self._resolver.followed()))
+        """Asks the registry once for each followed reference; what moved is brought in beside what follows.
+
+        One after the other, since hundreds at once would take Python's lock from the step thread; and once the registry
+        cannot be reached, it is not asked for the others.
+        """
+        silent: UnavailableError | None = None
+        for followed in self._resolver.followed():
+            if silent is None:
+                silent = await self._check(followed)
+            else:
+                self._remember_unknown(followed, silent)
 
     async def settled(self) -> None:
         """Returns once nothing is being brought in."""
@@ -65,23 +74,25 @@ class Reloader:
         with contextlib.suppress(asyncio.CancelledError):
             await self.settled()
 
-    async def _check(self, followed: Followed) -> None:
+    async def _check(self, followed: Followed) -> UnavailableError | None:
+        """Answers why the registry cannot be reached, if it cannot."""
         if followed.moving is not None:
-            return
+            return None
         try:
-            found = await self._resolver.ask(followed.reference)
+            found = await self._resolver.ask_again(followed)
         except _GONE as error:
             # The next request hears the reason from the registry itself.
             _log.warning("%s names nothing any more: %s", followed.reference, error)
             self._resolver.forget(followed)
-            return
+            return None
         except Exception as error:  # noqa: BLE001 - nothing that a registry does may end the watch
-            self._remember(followed, f"what {followed.reference} names now is not known: {error}")
-            return
+            self._remember_unknown(followed, error)
+            return error if isinstance(error, UnavailableError) else None
         if found.digest == followed.resolved.digest:
             followed.problem, followed.failed, followed.failures = "", "", 0
         elif found.digest != followed.failed or time.monotonic() >= followed.retry_s:
             followed.moving = asyncio.create_task(self._move(followed, found))
+        return None
 
     async def _move(self, followed: Followed, found: Resolved) -> None:
         before = followed.resolved.digest
@@ -112,6 +123,9 @@ class Reloader:
             # There is no room for both. Where nobody uses the old one, it can go when the new one is first asked for.
             if error.retry_after_s is None or not self._residency.is_idle(before):
                 raise
+
+    def _remember_unknown(self, followed: Followed, error: Exception) -> None:
+        self._remember(followed, f"what {followed.reference} names now is not known: {error}")
 
     def _remember(self, followed: Followed, problem: str) -> None:
         if followed.problem != problem:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -89,7 +90,17 @@ class Resolver:
 
     async def ask(self, reference: str) -> Resolved:
         """What the registry says that `reference` names now."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask_blocking, reference)
+        return await self._in_thread(lambda: self._describe(self.registry.resolve(reference)))
+
+    async def ask_again(self, followed: Followed) -> Resolved:
+        """The same for a reference that most probably names what it named before: costs little if it does."""
+
+        def again() -> Resolved:
+            version = self.registry.resolve(followed.reference)
+            before = followed.resolved
+            return before if version.digest == before.digest else self._describe(version)
+
+        return await self._in_thread(again)
 
     def followed(self) -> list[Followed]:
         """The references to look after; those that nobody used for long are dropped first."""
@@ -121,9 +132,11 @@ class Resolver:
             self._followed.popitem(last=False)
         return resolved
 
-    def _ask_blocking(self, reference: str) -> Resolved:
-        version = self.registry.resolve(reference)
-        # Parsed here: a manifest of many hundred tensors takes milliseconds, which the event loop does not have.
+    async def _in_thread(self, ask: Callable[[], Resolved]) -> Resolved:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+
+    def _describe(self, version: Version) -> Resolved:
+        # In a thread, too: a manifest of many hundred tensors takes milliseconds, which the event loop does not have.
         manifest = version.manifest
         values = sum(_product(tensor.shape) for tensor in manifest.tensors)
         size_bytes = version.size_bytes if self._item_bytes is None else values * self._item_bytes
