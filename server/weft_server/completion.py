@@ -118,10 +118,14 @@ class Completer:
         that does not fit the context.
         """
         begin = time.monotonic()
+        if isinstance(request.input, str):
+            # Before an adapter is brought in for it.
+            self._check_size(request.input, self._bridge.engine.context_room(None))
         lease = await self._residency.lease(request.adapter) if request.adapter else None
         try:
-            prompt = await asyncio.to_thread(self._encode, request)
-            engine_request = self._engine_request(request, prompt, lease)
+            room = self._bridge.engine.context_room(lease.handle if lease else None)
+            prompt = await asyncio.to_thread(self._encode, request, room)
+            engine_request = self._engine_request(request, prompt, lease, room)
             events = self._bridge.submit(engine_request, on_end=lease.end if lease else _nothing, call=call)
         except BaseException:
             if lease:
@@ -177,25 +181,38 @@ class Completer:
         positions = () if event.logprobs is None else (self._position(event.token_id, event.logprobs),)
         return Chunk(text, (event.token_id,), positions)
 
-    def _encode(self, request: CompletionRequest) -> Sequence[int]:
+    def _check_size(self, text: str, room: int) -> None:
+        """Refuses a text that has more bytes than the context has room for, whatever its tokens are."""
+        known = self._tokenizer.token_bytes
+        if known is not None and (least := known.least_tokens(text)) >= room:
+            raise _invalid(
+                "input",
+                f"{len(text.encode())} bytes are at least {least} tokens (none stands for more than {known.most}), and "
+                f"so many tokens leave no room to answer: the context holds {room}",
+            )
+
+    def _encode(self, request: CompletionRequest, room: int) -> Sequence[int]:
         if isinstance(request.input, str):
             ids: Sequence[int] = self._tokenizer.encode(request.input)
         elif isinstance(request.input[0], int):
             ids = [token for token in request.input if isinstance(token, int)]
         else:
-            ids = self._tokenizer.encode_chat([m for m in request.input if not isinstance(m, int)])
+            text = self._tokenizer.render([m for m in request.input if not isinstance(m, int)])
+            self._check_size(text, room)
+            # The template writes the special tokens itself.
+            ids = self._tokenizer.encode(text, special=False)
         if not ids:
             raise _invalid("input", "holds no tokens: send at least one")
         return ids
 
-    def _engine_request(self, request: CompletionRequest, prompt: Sequence[int], lease: Lease | None) -> EngineRequest:
-        engine = self._bridge.engine
-        vocabulary = engine.info.vocabulary_size
-        if max(prompt) >= vocabulary:
-            raise _invalid("token_ids", f"{max(prompt)} is not a token of this base: the vocabulary has {vocabulary}")
-        room = engine.context_room(lease.handle if lease else None)
+    def _engine_request(
+        self, request: CompletionRequest, prompt: Sequence[int], lease: Lease | None, room: int
+    ) -> EngineRequest:
         if len(prompt) >= room:
             raise _invalid("input", f"{len(prompt)} tokens leave no room to answer: the context holds {room}")
+        vocabulary = self._bridge.engine.info.vocabulary_size
+        if max(prompt) >= vocabulary:
+            raise _invalid("token_ids", f"{max(prompt)} is not a token of this base: the vocabulary has {vocabulary}")
         most = request.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room - len(prompt))
         if len(prompt) + most > room:
             raise _invalid(

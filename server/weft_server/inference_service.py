@@ -36,7 +36,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
         """See inference.proto."""
         with self._recorder.call() as call:
-            async with aclosing(self._completer.stream(parse_request(request), call)) as stream:
+            asked = parse_request(request, self._info.context_length)
+            async with aclosing(self._completer.stream(asked, call)) as stream:
                 return whole_message([chunk async for chunk in stream])
 
     async def GenerateStream(
@@ -44,7 +45,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """See inference.proto."""
         with self._recorder.call() as call:
-            async with aclosing(self._completer.stream(parse_request(request), call)) as stream:
+            asked = parse_request(request, self._info.context_length)
+            async with aclosing(self._completer.stream(asked, call)) as stream:
                 async for chunk in stream:
                     yield stream_message(chunk)
 

@@ -23,8 +23,11 @@ _REASONS = {
 }
 
 
-def parse_request(message: pb.GenerateRequest) -> CompletionRequest:
-    """Checks every field against its own limits. Raises `InvalidInputError` naming each field that is out of them."""
+def parse_request(message: pb.GenerateRequest, context_length: int) -> CompletionRequest:
+    """Checks every field against its own limits. Raises `InvalidInputError` naming each field that is out of them.
+
+    context_length: the base's, in tokens; more token ids are refused before they are looked at.
+    """
     problems: list[Violation] = []
 
     def check(holds: bool, field: str, description: str) -> None:
@@ -33,7 +36,13 @@ def parse_request(message: pb.GenerateRequest) -> CompletionRequest:
 
     given = message.WhichOneof("input")
     check(given is not None, "input", "missing: send prompt, messages or token_ids")
-    content = _input(message, given)
+    count = len(message.token_ids.ids)
+    check(
+        count < context_length,
+        "token_ids",
+        f"{count} tokens leave no room to answer: the context holds {context_length}",
+    )
+    content = _input(message, given, context_length)
     check(given is None or len(content) > 0, given or "input", "is empty")
     for index, chat in enumerate(message.messages.messages):
         check(bool(chat.role), f"messages[{index}].role", "is empty")
@@ -78,9 +87,12 @@ def parse_request(message: pb.GenerateRequest) -> CompletionRequest:
     )
 
 
-def _input(message: pb.GenerateRequest, given: str | None) -> str | tuple[tuple[str, str], ...] | tuple[int, ...]:
+def _input(
+    message: pb.GenerateRequest, given: str | None, context_length: int
+) -> str | tuple[tuple[str, str], ...] | tuple[int, ...]:
     if given == "token_ids":
-        return tuple(message.token_ids.ids)
+        # A request may carry millions of them, whose copying would keep everybody waiting for the event loop.
+        return tuple(message.token_ids.ids[:context_length])
     if given == "messages":
         return tuple((chat.role, chat.content) for chat in message.messages.messages)
     return message.prompt

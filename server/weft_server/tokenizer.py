@@ -13,8 +13,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
 from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError
+from weft_server.token_bytes import token_bytes
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_LONG = 4096
+"""Characters from which a text is long: tokenizing it takes milliseconds, in which nobody should wait for a lock."""
 
 
 class Tokenizer:
@@ -29,14 +32,31 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._config = _read_json(directory / "tokenizer_config.json")
         self._template = self._read_template(directory)
+        normalizer = self._tokenizer.normalizer
+        self.token_bytes = token_bytes(_read_json(path), normalizer.normalize_str if normalizer else str)
+        """What one token stands for at most; None when nobody can tell."""
 
-    def encode(self, text: str) -> list[int]:
-        """A prompt's token ids, with the special tokens that the tokenizer itself adds."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """A text's token ids; `special` adds those that the tokenizer itself puts around a prompt.
+
+        A long text belongs in a worker thread: it takes about a second for a million characters, during which other
+        threads go on.
+        """
+        if len(text) < _LONG:
+            encoding = self._tokenizer.encode(text, add_special_tokens=special)
+        else:
+            # `encode` keeps Python's lock to its end, which stops event loop and steps; a batch of one lets go of it.
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        ids: list[int] = encoding.ids
         return ids
 
     def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """The token ids of (role, content) messages in the base's chat template, ready for the answer.
+        """The token ids of `render`'s text. Raises as `render`."""
+        # The template writes the special tokens itself.
+        return self.encode(self.render(messages), special=False)
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The text of (role, content) messages in the base's chat template, ready for the answer.
 
         Raises `PreconditionError` for a base without a template, `InvalidInputError` for messages it refuses.
         """
@@ -45,16 +65,14 @@ class Tokenizer:
                 "this base model has no chat template: send a prompt instead of messages", reason="NO_CHAT_TEMPLATE"
             )
         try:
-            text = self._template.render(
+            text: str = self._template.render(
                 messages=[{"role": role, "content": content} for role, content in messages],
                 add_generation_prompt=True,
                 **{name: self._special(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
             )
         except TemplateError as error:
             raise InvalidInputError(f"messages: the chat template refuses them: {error}") from error
-        # The template writes the special tokens itself.
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return text
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""

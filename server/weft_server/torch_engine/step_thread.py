@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -24,6 +24,27 @@ from weft_server.torch_engine.stepper import Stepper
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+
+class _Asked(Generic[_T]):
+    """Something small to be done between two steps, that somebody waits for."""
+
+    def __init__(self, action: Callable[[], _T], stepper: Stepper) -> None:
+        self.done: Future[tuple[_T, int]] = Future()
+        self._action = action
+        self._stepper = stepper
+        self._begun = stepper.begun
+
+    def __call__(self) -> None:
+        """Does it. What it raises is its caller's: the steps go on."""
+        try:
+            result = self._action()
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits for it
+            self.done.set_exception(error)
+        else:
+            self.done.set_result((result, self._stepper.begun - self._begun))
+
+
 Message = Sequence | str | Callable[[], None]
 """A new sequence, the id of a request to cancel, or something small to be done between two steps."""
 
@@ -37,6 +58,10 @@ class StepThread:
         self._num_threads = num_threads
         self._max_waiting = max_waiting
         self._inbox: deque[Message] = deque()
+        self._taken: deque[Message] = deque()
+        """Out of the inbox, and not done yet. The thread's own."""
+        self._events: list[EngineEvent] = []
+        """Not delivered yet. The thread's own."""
         self._wake = threading.Condition()
         self._deliver: Deliver = _nobody
         self._started = False
@@ -94,21 +119,17 @@ class StepThread:
 
     def between_steps(self, action: Callable[[], _T]) -> tuple[_T, int]:
         """Has something small done between two steps, and waits. Answers its result, and how many steps began after it
-        was asked for and before it was done: never more than one. Raises `UnavailableError` once it is closing."""
-        done: Future[tuple[_T, int]] = Future()
-
-        def act() -> None:
-            done.set_result((action(), self.stepper.begun - begun))
-
+        was asked for and before it was done: never more than one. Raises what the action raises, and `UnavailableError`
+        if the thread dies or is closed before it gets there."""
         with self._wake:
             if self._closing:
                 raise UnavailableError("the engine is not running")
             # Read under the lock that the inbox is emptied under: a step that begins after this is the one step that
             # may already have looked into the inbox, or it comes after the action.
-            begun = self.stepper.begun
-            self._inbox.append(act)
+            asked = _Asked(action, self.stepper)
+            self._inbox.append(asked)
             self._wake.notify()
-        return done.result()
+        return asked.done.result()
 
     # What follows runs in the thread.
 
@@ -124,14 +145,16 @@ class StepThread:
         built.set_result(stepper)
         try:
             self._loop(stepper)
-        except Exception as error:
+        except BaseException as error:
             # Nothing may leave a caller waiting for a thread that is gone.
             _log.exception("the step thread died")
             with self._wake:
                 self._closing = True
-                left = [message for message in self._inbox if isinstance(message, Sequence)]
+                left = [*self._taken, *self._inbox]
             failure = UnavailableError(f"the engine stopped: {error}", reason="ENGINE_DIED")
-            self._deliver(stepper.drain(failure) + [FailEvent(s.request.request_id, failure) for s in left])
+            unheard = [message for message in _refuse(left, failure) if isinstance(message, Sequence)]
+            self._events += stepper.drain(failure) + [FailEvent(s.request.request_id, failure) for s in unheard]
+            self._deliver_all()
             raise
 
     def _loop(self, stepper: Stepper) -> None:
@@ -139,29 +162,50 @@ class StepThread:
             with self._wake:
                 while not self._inbox and stepper.scheduler.idle and not self._closing:
                     self._wake.wait()
-                messages, closing = list(self._inbox), self._closing
+                closing = self._closing
+                self._taken.extend(self._inbox)
                 self._inbox.clear()
-            events = self._receive(stepper, messages)
             if closing:
-                self._deliver(events + stepper.drain(UnavailableError("the server is stopping")))
+                stopping = UnavailableError("the server is stopping")
+                self._taken = deque(_refuse(self._taken, stopping))
+                self._receive(stepper)
+                self._events += stepper.drain(stopping)
+                self._deliver_all()
                 return
-            events += stepper.step()
+            self._receive(stepper)
+            self._events += stepper.step()
             with self._wake:
                 waiting = sum(isinstance(message, Sequence) for message in self._inbox)
                 self._queued = stepper.scheduler.waiting_count + waiting
-            if events:
-                self._deliver(events)
+            if self._events:
+                self._deliver_all()
 
-    def _receive(self, stepper: Stepper, messages: list[Message]) -> list[EngineEvent]:
-        events: list[EngineEvent] = []
-        for message in messages:
+    def _deliver_all(self) -> None:
+        events, self._events = self._events, []
+        self._deliver(events)
+
+    def _receive(self, stepper: Stepper) -> None:
+        while self._taken:
+            message = self._taken[0]
             if isinstance(message, Sequence):
                 stepper.scheduler.add(message)
             elif isinstance(message, str):
-                events += stepper.cancel(message)
+                self._events += stepper.cancel(message)
             else:
                 message()
-        return events
+            # Only now: whoever is left here when the thread dies still has to hear of it.
+            self._taken.popleft()
+
+
+def _refuse(messages: Iterable[Message], error: UnavailableError) -> list[Message]:
+    """Tells those who wait for something to be done that it will not be; the other messages."""
+    others: list[Message] = []
+    for message in messages:
+        if isinstance(message, _Asked):
+            message.done.set_exception(error)
+        else:
+            others.append(message)
+    return others
 
 
 def _nobody(events: object) -> None:
