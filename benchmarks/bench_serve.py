@@ -75,7 +75,7 @@ def main() -> None:
             stack.callback(servers[count].stop)
         addresses = {count: server.wait_ready() for count, server in servers.items()}
         large = Catalog(0, _cold_adapters(plan)).large_names
-        # Collections of garbage in this process would be counted as the server's pauses: one takes 0.1 s with torch loaded.
+        # Collections of garbage in this process would be counted as the server's pauses: one takes 0.1 s.
         gc.disable()
         rows = asyncio.run(_measure(addresses, plan, base.config.vocab_size, large))
     report("Serving, SmolLM2-135M int4, `weft serve` over gRPC", rows, args.json)

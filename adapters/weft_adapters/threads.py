@@ -34,8 +34,8 @@ _SWITCH_S = 0.0005
 def step_aside() -> None:
     """Lets every other thread go first on a contended core, as far as the system knows threads apart (Linux does).
 
-    For threads that load and merge. Measured on two cores, eight streams over gRPC while four adapters a second are loaded
-    (99th percentile of the gaps between tokens; 27 ms without loads): 36 ms, 29 when they step aside, and 34 with a
+    For threads that load and merge. Measured on two cores, eight streams over gRPC while four adapters a second are
+    loaded (99th percentile of the gaps between tokens; 27 ms without loads): 36 ms, 29 when they step aside, 34 with a
     niceness of 10.
     """
     if sys.platform == "linux":
