@@ -24,8 +24,10 @@ DTYPE_NAMES = {
     torch.bfloat16: "BF16",
     torch.uint8: "U8",
     torch.int8: "I8",
+    torch.int32: "I32",
+    torch.int64: "I64",
 }
-"""safetensors' names of the dtypes a stored base may hold."""
+"""safetensors' names of the dtypes that a stored base (and, for integers of more bits, an exported one) may hold."""
 
 
 def table_entry(name: str, tensor: Tensor) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`weft base add`, `weft base list`, `weft base show`: the base models under WEFT_HOME."""
+"""`weft base add`, `list`, `show`, `export`: the base models under WEFT_HOME."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from weft_client.cli.base_export import export
+from weft_client.cli.engines import engine_kernels
 from weft_client.cli.failure import needs_extra
 from weft_client.cli.options import json_option, quiet_option
 from weft_client.cli.output import Column, echo_fields, echo_json, echo_table, short, size
@@ -15,7 +17,7 @@ from weft_registry.base import BaseSpec
 
 @click.group()
 def base() -> None:
-    """Add, list and show base models.
+    """Add, list, show and export base models.
 
     \b
     Example:
@@ -102,15 +104,17 @@ def list_bases(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show a base model's fingerprint and dimensions, and the modules an adapter can target.
+    """Show a base model's fingerprint and dimensions, the modules an adapter can target, and what each engine would run
+    it with on this machine.
 
     \b
     Example:
       weft base show smol
     """
     spec = bases().get(name)
+    engines = engine_kernels(spec)
     if as_json:
-        echo_json(_base_json(name, spec))
+        echo_json({**_base_json(name, spec), "engines": engines})
         return
     fingerprint = spec.fingerprint
     kinds: dict[str, tuple[int, int, int]] = {}
@@ -133,9 +137,13 @@ def show(name: str, as_json: bool) -> None:
             ("context", str(spec.context_length)),
             ("path", str(bases().path(name))),
             ("size", size(_size_bytes(name))),
+            *((f"engine {engine}", text) for engine, text in engines.items()),
             *((f"linear {leaf}", f"{count} x ({n_out}, {n_in})") for leaf, (count, n_out, n_in) in kinds.items()),
         ]
     )
+
+
+base.add_command(export)
 
 
 def _base_json(name: str, spec: BaseSpec) -> dict[str, Any]:

@@ -61,7 +61,16 @@ def _of_budget(default: int) -> str:
     metavar="HOST:PORT",
     help="Pull from a registry elsewhere (or WEFT_REGISTRY). Without it: host the embedded one.",
 )
-@click.option("--engine", default=_DEFAULTS["engine"], show_default=True, help="What runs the base model.")
+@click.option(
+    "--engine", default=_DEFAULTS["engine"], show_default=True, help="What runs the base model: torch or vllm."
+)
+@click.option(
+    "--vllm",
+    multiple=True,
+    default=_DEFAULTS["vllm"],
+    metavar="KEY=VALUE",
+    help="With --engine vllm: a setting of vLLM's own (AsyncEngineArgs), structures as JSON. May be given again.",
+)
 @click.option("--device", default=_DEFAULTS["device"], show_default=True, help="cpu, cuda, cuda:1; auto takes CUDA.")
 @click.option(
     "--dtype",
@@ -188,6 +197,7 @@ def serve(**settings: Any) -> None:
       weft serve --base smol
       weft serve --base smol --memory 2GiB --preload acme/topics:production
       weft serve --base smol --port 0 --dtype float32 --adapter-memory 256MiB
+      weft serve --base smol --engine vllm --vllm max_lora_rank=64
     """
     options = ServeOptions(**settings)
 
