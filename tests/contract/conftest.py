@@ -1,5 +1,6 @@
 """The engines that the contract holds for, over one tiny base, and a way to wait for their events."""
 
+import importlib.util
 import queue
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.subjects import RandomAdapter
+from tests.contract.vllm_pool import VllmPool
 from tests.server import native
 from tests.tiny_models import AddedBase
 from weft_registry import artifact
@@ -31,17 +33,20 @@ MakeEngine = Callable[..., "Harness"]
 class Harness:
     """One started engine and its events, by request."""
 
-    def __init__(self, engine: Engine, base: AddedBase, directory: Path) -> None:
+    def __init__(self, engine: Engine, base: AddedBase, directory: Path, kv_bytes: int) -> None:
         self.engine = engine
+        self.kv_bytes = kv_bytes
+        self.keeps_overlays = engine.info.name != "vllm"
+        """Whether merged weights lie beside the base's, ready to be swapped in. vLLM's are changed in place."""
+        self.bound: list[AdapterHandle] = []
         self.exact = engine.info.dtype == "float32"
         """Whether it is exact up to float32 rounding: in bfloat16 merged weights give other near ties."""
         self.base = base
         self._directory = directory
         self._arrived: queue.Queue[EngineEvent] = queue.Queue()
         self._events: dict[str, list[EngineEvent]] = {}
-        engine.start(self._deliver)
 
-    def _deliver(self, events: Sequence[EngineEvent]) -> None:
+    def deliver(self, events: Sequence[EngineEvent]) -> None:
         for event in events:
             self._arrived.put(event)
 
@@ -90,14 +95,42 @@ class Harness:
         if not directory.exists():
             adapter.write(directory, self.base.stored.spec, "test/random")
         manifest = artifact.read(directory)
-        return self.engine.bind(directory, manifest, manifest.digest())
+        handle = self.engine.bind(directory, manifest, manifest.digest())
+        self.bound.append(handle)
+        return handle
 
 
-@pytest.fixture(params=["torch", "native"])
+@pytest.fixture(scope="session")
+def vllm_pool(tiny_base: Callable[..., AddedBase], tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmPool]:
+    """vLLM's engines, one for each set of options: they start slowly, and tests take turns."""
+    pool = VllmPool(tiny_base, tmp_path_factory.mktemp("vllm"))
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(params=["torch", "native", pytest.param("vllm", marks=pytest.mark.vllm)])
 def make_engine(
     request: pytest.FixtureRequest, tiny_base: Callable[..., AddedBase], tmp_path: Path
 ) -> Iterator[MakeEngine]:
-    """`make_engine(**options)`: a started engine of each implementation, closed afterwards."""
+    """`make_engine(**options)`: a started engine of each implementation, as good as new, and put away afterwards."""
+    if request.param == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            pytest.skip("vLLM is not installed here: see `make test-vllm`")
+        pool: VllmPool = request.getfixturevalue("vllm_pool")
+        lent: list[Harness] = []
+
+        def lend(**options: Any) -> Harness:
+            values = {"kv_bytes": 64 << 20, **options}
+            engine = pool.engine(**values)
+            harness = Harness(engine, pool.base, tmp_path / f"adapters-{len(lent)}", pool.kv_bytes(values["kv_bytes"]))
+            pool.connect(engine, harness.deliver)
+            lent.append(harness)
+            return harness
+
+        yield lend
+        for harness in lent:
+            pool.clean(harness.engine, harness.bound)
+        return
     made: list[Engine] = []
 
     def make(**options: Any) -> Harness:
@@ -117,7 +150,9 @@ def make_engine(
             values |= {"dtype": torch.bfloat16, "native": native.library(base.stored)}
         engine = TorchEngine(base.stored, TorchEngineOptions(**values))
         made.append(engine)
-        return Harness(engine, base, tmp_path / f"adapters-{len(made)}")
+        harness = Harness(engine, base, tmp_path / f"adapters-{len(made)}", values["kv_bytes"])
+        engine.start(harness.deliver)
+        return harness
 
     yield make
     for engine in made:

@@ -132,7 +132,7 @@ def test_a_queue_that_is_full_refuses_and_says_when_to_return(make_engine: MakeE
 
 def test_a_request_that_can_never_fit_is_refused_with_both_numbers(make_engine: MakeEngine) -> None:
     harness = make_engine(kv_bytes=40_000)
-    with pytest.raises(ExhaustedError, match=r"may reach 207 tokens.*40000"):
+    with pytest.raises(ExhaustedError, match=rf"may reach 207 tokens.*{harness.kv_bytes}"):
         harness.submit([1] * 8, max_new_tokens=200)
     assert len(harness.tokens(harness.submit([1]))) == 8
 
@@ -211,7 +211,7 @@ def test_requests_that_gave_way_answer_as_if_they_had_not(make_engine: MakeEngin
 def test_the_statistics_account_for_every_request_and_token(harness: Harness) -> None:
     handle = harness.bind(adapter(harness, "lora"))
     for wearer in (None, handle, handle):
-        harness.tokens(harness.submit(list(range(20)), wearer, max_new_tokens=5))
+        harness.tokens(harness.submit(list(range(40)), wearer, max_new_tokens=5))
     doomed = harness.submit([1], max_new_tokens=200)
     harness.wait(doomed, count=3)
     harness.engine.cancel(doomed)
@@ -222,12 +222,17 @@ def test_the_statistics_account_for_every_request_and_token(harness: Harness) ->
     assert (stats.running, stats.waiting, stats.active_adapters) == (0, 0, 0)
     assert stats.tokens_by_adapter == {"": 5 + before_cancel, handle.digest: 10}
     assert stats.generated_tokens == 15 + before_cancel
-    assert stats.prompt_tokens + stats.cached_tokens == 3 * 20 + 1
-    assert stats.cached_tokens == 16
+    assert stats.prompt_tokens + stats.cached_tokens == 3 * 40 + 1
+    assert stats.cached_tokens == 32
     assert stats.blocks_used == 0
-    assert 0 < stats.blocks_cached < stats.blocks_total
-    assert stats.steps == stats.step_seconds.count == stats.step_rows.count == 15 + before_cancel
-    assert stats.step_rows.total == stats.prompt_tokens + stats.generated_tokens - 4
+    assert stats.steps == stats.step_seconds.count == stats.step_rows.count
+    if harness.engine.info.name == "vllm":
+        # It does not say what lies in unused blocks, and may be a step ahead of the cancellation.
+        assert 15 + before_cancel <= stats.steps <= 15 + before_cancel + 1
+    else:
+        assert 0 < stats.blocks_cached < stats.blocks_total
+        assert stats.steps == 15 + before_cancel
+        assert stats.step_rows.total == stats.prompt_tokens + stats.generated_tokens - 4
     assert stats.last_step_s > 0
 
 
@@ -267,6 +272,12 @@ def test_merging_again_what_was_merged_before_builds_nothing_and_takes_a_step_at
     assert not any(outcome.hot for outcome in outcomes)
     assert all(outcome.build_s > 0 for outcome in outcomes)
     harness.engine.unmerge()
+    if not harness.keeps_overlays:
+        assert harness.engine.overlays == {}
+        assert harness.engine.overlay_bytes == 0
+        assert not harness.engine.merge(first).hot
+        assert harness.tokens(harness.submit([4, 2], first, max_new_tokens=40)) == expected[0]
+        return
     assert harness.engine.overlays == {
         h.digest: outcome.overlay_bytes for h, outcome in zip((first, second), outcomes, strict=True)
     }
@@ -298,6 +309,15 @@ def test_a_released_adapter_takes_its_merged_weights_along(harness: Harness) -> 
 def test_merged_weights_that_do_not_fit_are_refused_and_the_merged_adapter_stays(make_engine: MakeEngine) -> None:
     probe = make_engine()
     size_bytes = probe.engine.merge(probe.bind(adapter(probe, "lora"))).overlay_bytes
+    if not probe.keeps_overlays:
+        narrow = make_engine(overlay_bytes=size_bytes - 1)
+        with pytest.raises(ExhaustedError, match=r"allowed for merged weights.*--overlay-memory"):
+            narrow.engine.merge(narrow.bind(adapter(narrow, "lora")))
+        assert narrow.engine.merged is None
+        qalora = narrow.bind(adapter(narrow, "qalora"))
+        narrow.engine.merge(qalora)
+        assert narrow.engine.merged is qalora
+        return
     harness = make_engine(overlay_bytes=2 * size_bytes - 1)
     first, second = (harness.bind(adapter(harness, "lora", seed)) for seed in (1, 2))
     harness.engine.merge(first)

@@ -1,0 +1,1 @@
+"""vLLM behind the engine protocol. Importing this package imports no vLLM."""

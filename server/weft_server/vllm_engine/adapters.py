@@ -1,0 +1,136 @@
+"""Adapters as vLLM holds them, written once where its workers read them: a plain LoRA, or a prefix's tensors.
+
+The directory's name and the name that vLLM knows the adapter by are its digest: vLLM puts both into the keys of its
+prefix cache, so that nothing computed under one version is read under another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from weft_adapters.binding import bind, check_base
+from weft_adapters.kinds.kind import Adapter
+from weft_registry.base import BaseSpec
+from weft_registry.errors import UnsupportedError
+from weft_registry.kinds.low_rank import PEFT_PREFIX
+from weft_registry.manifest import Manifest
+from weft_server.vllm_engine.kinds import LowRank, served
+from weft_server.vllm_engine.prefix_request import PrefixAdapter, prefix_adapter
+
+
+@dataclass(frozen=True, eq=False)
+class VllmAdapter:
+    """Implements `weft_server.engine.AdapterHandle`."""
+
+    digest: str
+    size_bytes: int
+    """Of its weights in the worker's memory, at their own rank; the slots that they are copied into are counted once
+    for the engine."""
+    bound: Adapter[Any]
+    """As every engine binds it, in float32: what merging reads."""
+    directory: Path
+    lora_id: int | None
+    """Never used twice by an engine: workers keep what they have read under it. None for a prefix."""
+    prefix: PrefixAdapter | None = None
+
+    @property
+    def num_virtual(self) -> int:
+        """Tokens of the context that it takes."""
+        return 0 if self.prefix is None else self.prefix.num_virtual_tokens
+
+
+class AdapterFiles:
+    """Owns the directories of bound adapters, under one of its own. Any thread may call it."""
+
+    def __init__(self, directory: Path, base: BaseSpec, *, max_rank: int, modules: frozenset[str], itemsize: int):
+        """`modules`: the linear modules that vLLM wraps; `itemsize`: bytes of one weight in the engine."""
+        self._directory = directory
+        self._base = base
+        self._max_rank = max_rank
+        self._modules = modules
+        self._itemsize = itemsize
+        self._ids = itertools.count(1)
+
+    def bind(self, directory: Path, manifest: Manifest, digest: str) -> VllmAdapter:
+        """Reads and verifies an artifact, and writes what vLLM loads.
+
+        Raises `UnsupportedError` for a kind, a rank or a module that vLLM cannot serve, and what
+        `weft_adapters.binding.bind` raises.
+        """
+        check_base(manifest, self._base)
+        kind = served(manifest.kind)
+        adapter = bind(directory, manifest, self._base, dtype=torch.float32, digest=digest)
+        number = next(self._ids)
+        target = self._directory / f"{number}-{digest.replace(':', '-')}"
+        if kind.low_rank is None:
+            # A copy: the workers read nothing outside of this directory.
+            shutil.copytree(directory, target)
+            return VllmAdapter(
+                digest, adapter.size_bytes, adapter, target, None, prefix_adapter(target, manifest, digest)
+            )
+        factors = kind.low_rank(adapter)
+        self._check(manifest, factors)
+        _write(target, factors)
+        size_bytes = self._itemsize * sum(a.numel() + b.numel() for a, b in factors.values())
+        return VllmAdapter(digest, size_bytes, adapter, target, number)
+
+    def remove(self, adapter: VllmAdapter) -> None:
+        """Removes an adapter's files: from now on its workers cannot read it again."""
+        shutil.rmtree(adapter.directory, ignore_errors=True)
+
+    def close(self) -> None:
+        """Removes all of them."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _check(self, manifest: Manifest, factors: LowRank) -> None:
+        rank, module = max((a_rK.shape[0], module) for module, (a_rK, _) in factors.items())
+        if rank > self._max_rank:
+            raise UnsupportedError(
+                f"adapter {manifest.name!r} has rank {rank} at {module}, and this engine's slots hold "
+                f"{self._max_rank}: start the server with --vllm max_lora_rank=N, N at least {rank}",
+                reason="LORA_RANK",
+                metadata={"rank": str(rank), "max_lora_rank": str(self._max_rank)},
+            )
+        outside = sorted(factors.keys() - self._modules)
+        if outside:
+            raise UnsupportedError(
+                f"adapter {manifest.name!r} adapts {outside[0]}"
+                + (f" and {len(outside) - 1} more modules" if outside[1:] else "")
+                + ", which vLLM does not wrap in this model (see --vllm lora_target_modules)",
+                reason="LORA_MODULE",
+                metadata={"modules": ",".join(outside[:16])},
+            )
+
+
+def _write(target: Path, factors: LowRank) -> None:
+    """A PEFT directory whose scaling is 1 at every module: it is in B already."""
+    target.mkdir(parents=True)
+    tensors = {}
+    for module, (a_rK, b_Nr) in factors.items():
+        tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"] = a_rK.contiguous()
+        tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"] = b_Nr.contiguous()
+    save_file(tensors, target / "adapter_model.safetensors")
+    ranks = {module: a_rK.shape[0] for module, (a_rK, _) in factors.items()}
+    most = max(ranks.values())
+    # Patterns are regular expressions there.
+    others = {re.escape(module): rank for module, rank in ranks.items() if rank != most}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "bias": "none",
+    }
+    (target / "adapter_config.json").write_text(json.dumps(config))
