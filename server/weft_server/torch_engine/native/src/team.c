@@ -3,7 +3,8 @@
  * An operator is over once every unit of it that was taken is done. Nobody waits for a worker that has taken none: one
  * that lost its core to another thread between two units is not missed, the others do its share, and when it is back it
  * joins them at whatever operator they have come to. (Measured on two cores beside a thread that loads an adapter, eight
- * requests, steps of 10 ms: with a barrier at which all workers had to arrive, single steps took up to 200 ms.)
+ * requests, steps of 10 ms: with a barrier at which all workers had to arrive, single steps took up to 200 ms; now 20 to
+ * 45, the longest those in which a unit was begun by a worker that lost its core.)
  *
  * The whole state of a program is one word, changed atomically: which operator it is at, how many workers are inside, and
  * the next unit to take. Workers look at operators only while inside, and a program does not go on before all have left.
@@ -44,8 +45,9 @@ struct Team {
     atomic_int closing;
 };
 
-static const Run RUN[] = {weft_embed,     weft_norm, weft_shrink, weft_linear, weft_rotate, weft_attention,
-                          weft_pool, weft_gate, weft_add,    weft_head_input,   weft_head,   weft_choose};
+/* By Op.kind, as in layout.py. */
+static const Run RUN[] = {weft_embed, weft_norm, weft_shrink, weft_linear, weft_rotate,     weft_attention,
+                          weft_pool,  weft_gate, weft_add,    weft_head_input, weft_head, weft_choose};
 
 /* The half of the state that tells operators apart, which sleepers watch. */
 static const uint32_t *watched(Team *team) { return (const uint32_t *)&team->state + 1; }
