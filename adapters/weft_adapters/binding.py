@@ -77,7 +77,7 @@ def bind(
     _check(manifest, expected, {entry.name: (entry.dtype, entry.shape) for entry in header.entries})
     tensors: dict[str, Tensor] = {}
     for entries, values in _converted(pages, header, dtype, device):
-        parts = values.split([math.prod(entry.shape) for entry in entries])
+        parts = torch.split(values, [math.prod(entry.shape) for entry in entries])
         if not _is_finite(values):
             name = next(entry.name for entry, part in zip(entries, parts, strict=True) if not _is_finite(part))
             raise InvalidInputError(f"adapter {manifest.name!r}: {name} is not finite in {dtype}")

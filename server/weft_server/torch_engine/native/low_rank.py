@@ -114,7 +114,8 @@ def blocked(b_Nr: Sequence[Tensor]) -> list[Tensor]:
         if rank % 2:
             parts.append(blocks[:, :, even:].flatten(1))
         flat = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        for index, part in zip(indices, flat.flatten().split([b_Nr[i].numel() for i in indices]), strict=True):
+        sizes = [b_Nr[index].numel() for index in indices]
+        for index, part in zip(indices, torch.split(flat.flatten(), sizes), strict=True):
             result[index] = part
     return result
 
