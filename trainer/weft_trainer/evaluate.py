@@ -19,7 +19,7 @@ from weft_registry.kinds import kind_schema
 from weft_trainer.adapted import AdaptedModel, BareModel
 from weft_trainer.batches import TokenBatches
 from weft_trainer.data import BaseTokenizer, tokenize
-from weft_trainer.methods import METHODS
+from weft_trainer.methods import method_of_kind
 from weft_trainer.model import build
 from weft_trainer.progress import Reporter
 from weft_trainer.rows import choose, read_rows
@@ -82,7 +82,7 @@ def _adapted(directory: Path, stored: StoredBase, dtype: torch.dtype) -> Adapted
     # Binding checks the base and every tensor; float32 because these are the master weights.
     adapter = bind(directory, manifest, stored.spec, dtype=torch.float32)
     params = kind_schema(manifest.kind).parse(manifest.adapter)
-    model = METHODS[manifest.kind].bare(build(stored, dtype, device=_device()), params)
+    model = method_of_kind(manifest.kind).bare(build(stored, dtype, device=_device()), params)
     model.restore(adapter.tensors)
     return model
 

@@ -25,6 +25,7 @@ from weft_registry.manifest import Manifest, Metric
 from weft_trainer.card import model_card
 from weft_trainer.config import TrainConfig
 from weft_trainer.data import Dataset
+from weft_trainer.methods import METHODS
 from weft_trainer.score import Score
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -56,19 +57,20 @@ def export(
             raise PreconditionError(
                 f"training diverged: {name} is not finite; lower training.learning_rate", reason="DIVERGED"
             )
-    schema = kind_schema(config.method)
+    kind = METHODS[config.method].kind
+    schema = kind_schema(kind)
     staging = config.output.with_name(f".{config.output.name}.{os.getpid()}")
     staging.mkdir(parents=True)
     try:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, str(staging / artifact.WEIGHTS), {"format": "pt"})
-        peft_config = peft_format.to_peft(config.method, params, stored.spec)
+        peft_config = peft_format.to_peft(kind, params, stored.spec)
         (staging / artifact.CONFIG).write_bytes(peft_format.config_bytes(peft_config))
         parameters = sum(tensor.numel() for tensor in tensors.values())
         (staging / artifact.CARD).write_text(model_card(config, stored.spec, datasets, score, steps, parameters))
         manifest = artifact.describe(
             staging,
-            kind=config.method,
+            kind=kind,
             adapter_block=schema.block(params),
             base=stored.spec.fingerprint,
             name=config.adapter_name,

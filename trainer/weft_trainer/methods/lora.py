@@ -26,7 +26,7 @@ _ADAPTER = "default"
 class LoraMethod:
     """`method: lora`."""
 
-    kind = "lora"
+    name = kind = "lora"
 
     def params(self, options: LowRankOptions, base: BaseSpec, encoder: TextEncoder) -> LowRankParams:
         """See `Method.params`."""

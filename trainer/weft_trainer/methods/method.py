@@ -13,6 +13,8 @@ from weft_trainer.model import TrainingBase
 class Method(Protocol):
     """Stateless. The methods there are: `weft_trainer.methods.METHODS`."""
 
+    name: str
+    """`method:` in a training configuration."""
     kind: str
     """The adapter kind it makes: the manifest's `kind`."""
 

@@ -26,7 +26,7 @@ DEFAULT_VIRTUAL_TOKENS = 16
 class PrefixMethod:
     """`method: prefix`."""
 
-    kind = "prefix"
+    name = kind = "prefix"
 
     def params(self, options: PrefixOptions, base: BaseSpec, encoder: TextEncoder) -> PrefixParams:
         """See `Method.params`."""

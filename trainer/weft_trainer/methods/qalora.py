@@ -26,7 +26,7 @@ from weft_trainer.options import LowRankOptions
 class QaLoraMethod:
     """`method: qalora`."""
 
-    kind = "qalora"
+    name = kind = "qalora"
 
     def params(self, options: LowRankOptions, base: BaseSpec, encoder: TextEncoder) -> QaLoraParams:
         """See `Method.params`. Also raises `PreconditionError` for a base whose minima are not floats."""
