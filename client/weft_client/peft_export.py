@@ -19,6 +19,7 @@ from typing import Any
 from weft_registry import artifact, headers
 from weft_registry.errors import PreconditionError
 from weft_registry.headers import HeaderEntry
+from weft_registry.kinds import peft_schema
 from weft_registry.kinds.low_rank import LowRankParams
 from weft_registry.kinds.low_rank_peft import low_rank_to_peft
 from weft_registry.kinds.qalora import QaLoraParams, QaLoraSchema
@@ -30,11 +31,13 @@ _COMMON_KEYS = ("base_model_name_or_path", "revision", "task_type", "inference_m
 def export_peft(source: Path, destination: Path) -> None:
     """Writes the artifact in `source` to `destination` without its manifest, QA-LoRA as LoRA.
 
-    Raises `PreconditionError` if `destination` holds anything, and what reading an artifact raises.
+    Raises `PreconditionError` if `destination` holds anything, `UnsupportedError` for a kind that PEFT does not have,
+    and what reading an artifact raises.
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise PreconditionError(f"{destination} is there already: export to another directory")
     manifest = artifact.read(source)
+    peft_schema(manifest.kind)
     destination.mkdir(parents=True, exist_ok=True)
     for file in manifest.files:
         shutil.copyfile(source / file.path, destination / file.path)

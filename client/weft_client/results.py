@@ -39,6 +39,8 @@ class Summary:
     """Input tokens whose keys and values were reused."""
     adapter_digest: str
     """The version that answered; empty for the base model."""
+    part_digests: tuple[str, ...] = ()
+    """The versions that answered together; empty unless the request named several."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Completion:
     generated_tokens: int
     cached_tokens: int
     adapter_digest: str
+    part_digests: tuple[str, ...] = ()
 
     @classmethod
     def from_chunks(cls, chunks: Sequence[Chunk]) -> Completion:

@@ -1,7 +1,8 @@
 """An artifact on disk: one flat directory that stock PEFT loads, plus `adapter_manifest.json`.
 
-Writes and reads the manifest of such a directory, and says which file names may be in one. Knows nothing of stores,
-catalogs or kinds.
+Writes and reads the manifest of such a directory, and says which file names may be in one. Of a kind it knows only
+whether PEFT has it too; nothing of stores or catalogs. The artifact of a kind that PEFT lacks has no
+`adapter_config.json`: a file of that name would promise that PEFT can load it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from weft_registry import headers
 from weft_registry import manifest as manifests
 from weft_registry.base import BaseFingerprint
 from weft_registry.errors import InvalidInputError, NotFoundError, Violation
+from weft_registry.kinds import KIND_SCHEMAS
+from weft_registry.kinds.schema import PeftSchema
 from weft_registry.manifest import FileEntry, Manifest, Metric, TensorEntry
 
 CONFIG = "adapter_config.json"
@@ -26,18 +29,21 @@ WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 MANIFEST = manifests.FILE_NAME
 REQUIRED = (CONFIG, WEIGHTS)
+"""What a PEFT directory has."""
 MAX_FILES = 64
 MAX_CONFIG_BYTES = 1 << 20
 
-# What may lie beside the two required files: inert text. A second file of weights would escape validation; pickles
-# (.bin, .pt, .pkl, .ckpt) and Python run code when they are loaded.
+# What may lie beside the required files: inert text, and pictures that can hold no script, as SVG can. A second
+# file of weights would escape validation; pickles (.bin, .pt, .pkl, .ckpt) and Python run code when they are loaded.
 MEDIA_TYPES: Mapping[str, str] = {
     ".json": "application/json",
     ".md": "text/markdown",
+    ".png": "image/png",
     ".txt": "text/plain",
     ".yaml": "application/yaml",
 }
 WEIGHTS_MEDIA_TYPE = "application/vnd.weft.safetensors"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 _EXECUTABLE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".pyc", ".npy", ".npz", ".so", ".h5")
 
@@ -65,8 +71,14 @@ def media_type(path: str) -> str:
     return MEDIA_TYPES[suffix]
 
 
-def check_paths(paths: Iterable[str]) -> list[Violation]:
-    """What is wrong with an artifact's list of file names: bad names or types, collisions, missing files, too many."""
+def has_config(kind: str) -> bool:
+    """Whether an artifact of `kind` holds PEFT's configuration; of a kind that nobody knows here it may."""
+    return kind not in KIND_SCHEMAS or isinstance(KIND_SCHEMAS[kind], PeftSchema)
+
+
+def check_paths(paths: Iterable[str], kind: str | None = None) -> list[Violation]:
+    """What is wrong with the file names of an artifact of `kind`, or of a plain PEFT directory (None): bad names or
+    types, collisions, missing files, too many."""
     violations: list[Violation] = []
     seen: dict[str, str] = {}
     names = list(paths)
@@ -82,12 +94,16 @@ def check_paths(paths: Iterable[str]) -> list[Violation]:
         other = seen.setdefault(path.casefold(), path)
         if other != path or names.index(path) != index:
             violations.append(Violation(f"files[{index}].path", f"{path!r} collides with {other!r}"))
-    violations += [Violation("files", f"{name} is missing") for name in REQUIRED if name not in names]
+    required = REQUIRED if kind is None or has_config(kind) else (WEIGHTS,)
+    violations += [Violation("files", f"{name} is missing") for name in required if name not in names]
+    if CONFIG not in required and CONFIG in names:
+        violations.append(Violation(CONFIG, f"PEFT has no adapters of the kind {kind}: remove it"))
     return violations
 
 
-def files_of(directory: Path) -> list[Path]:
-    """The files of an artifact directory, by name, the manifest excepted.
+def files_of(directory: Path, kind: str | None = None) -> list[Path]:
+    """The files of a directory with an artifact of `kind`, or of a plain PEFT directory (None), by name, the manifest
+    excepted.
 
     Raises `NotFoundError` if there is no such directory, `InvalidInputError` (with a violation each) for whatever may
     not be there: links, directories, unsafe names, pickles, Python.
@@ -100,7 +116,7 @@ def files_of(directory: Path) -> list[Path]:
         for entry in found
         if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode)
     ]
-    violations += check_paths(entry.name for entry in found)
+    violations += check_paths((entry.name for entry in found), kind)
     if violations:
         raise refused(f"{directory} is not an artifact", violations)
     return [directory / entry.name for entry in found]
@@ -126,7 +142,7 @@ def describe(
     """
     files = [
         FileEntry(path.name, path.stat().st_size, digests.of_file(path), media_type(path.name))
-        for path in files_of(directory)
+        for path in files_of(directory, kind)
     ]
     weights = directory / WEIGHTS
     with weights.open("rb") as file:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from weft_registry import artifact, canonical, changes, records
+from weft_registry import artifact, canonical, changes, parts, records
 from weft_registry import digest as digests
 from weft_registry import tables as t
 from weft_registry.api import AdapterSummary, Alias, Progress, Published, VerifyReport, Version
@@ -85,7 +85,7 @@ class EmbeddedRegistry:
         if earlier is not None:
             return earlier
         manifest = Manifest.parse(manifest_bytes)
-        violations = artifact.check_paths(file.path for file in manifest.files)
+        violations = artifact.check_paths((file.path for file in manifest.files), manifest.kind)
         if violations:
             raise artifact.refused("the artifact is refused", violations)
         missing = self._blobs.missing(sorted({file.sha256 for file in manifest.files}))
@@ -99,6 +99,7 @@ class EmbeddedRegistry:
             self._blobs.verify(digest)
         known = self._bases.by_weights(manifest.base.weights_sha256)
         validation.validate(manifest_bytes, lambda file: self._blobs.open(file.sha256), known[1] if known else None)
+        parts.resolve_parts(self.resolve, manifest)
         with self._catalog.write() as connection:
             return changes.insert_version(
                 connection, adapter, manifest, manifest_bytes, tags, aliases, request_id, content

@@ -16,8 +16,8 @@ from typing import Any
 from weft_registry import artifact, headers
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError, UnsupportedError
-from weft_registry.kinds import KIND_SCHEMAS, kind_schema
-from weft_registry.kinds.schema import Shapes
+from weft_registry.kinds import KIND_SCHEMAS, kind_schema, peft_schema
+from weft_registry.kinds.schema import PeftSchema, Shapes
 from weft_registry.manifest import Manifest, Metric
 
 POOLINGS = ("peft", "mean", "sum")
@@ -58,12 +58,13 @@ def kind_of(config: Mapping[str, Any], pooling: str = "peft") -> str:
     """
     if pooling not in POOLINGS:
         raise InvalidInputError(f"pooling: {pooling!r}; expected one of {', '.join(POOLINGS)}")
-    for schema in KIND_SCHEMAS.values():
+    schemas = [schema for schema in KIND_SCHEMAS.values() if isinstance(schema, PeftSchema)]
+    for schema in schemas:
         if schema.reads_peft({**config, "use_qalora": True} if pooling != "peft" else config):
             return schema.name
     raise UnsupportedError(
         f"{artifact.CONFIG}: peft_type {str(config.get('peft_type'))[:60]!r} is not supported; supported are "
-        f"{', '.join(sorted(KIND_SCHEMAS))}",
+        f"{', '.join(sorted(schema.name for schema in schemas))}",
         reason="UNKNOWN_KIND",
         metadata={"peft_type": str(config.get("peft_type"))[:60]},
     )
@@ -80,17 +81,20 @@ def from_peft(
     _check_common(config)
     if pooling != "peft" and kind != "qalora":
         raise InvalidInputError(f"pooling: only QA-LoRA pools its inputs; this is {kind}")
-    return kind, kind_schema(kind).from_peft(config, shapes, base, pooling)
+    return kind, peft_schema(kind).from_peft(config, shapes, base, pooling)
 
 
 def to_peft(kind: str, params: Any, base: BaseSpec) -> dict[str, Any]:
-    """The adapter_config.json with which stock PEFT loads the same tensors to the same effect."""
+    """The adapter_config.json with which stock PEFT loads the same tensors to the same effect.
+
+    Raises `UnsupportedError` for a kind that PEFT does not have.
+    """
     return {
         "base_model_name_or_path": base.fingerprint.id,
         "revision": base.fingerprint.revision or None,
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        **kind_schema(kind).to_peft(params, base),
+        **peft_schema(kind).to_peft(params, base),
     }
 
 
@@ -109,7 +113,7 @@ def config_differences(
     found_kind, found = from_peft(config, shapes, base)
     if found_kind != kind:
         return [f"describes a {found_kind} adapter, the manifest a {kind} one"]
-    return kind_schema(kind).differences(params, found)
+    return peft_schema(kind).differences(params, found)
 
 
 def derive_manifest(

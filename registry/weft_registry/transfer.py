@@ -80,7 +80,7 @@ def pull(
     if digests.of_bytes(version.manifest_bytes) != version.digest:
         raise CorruptionError(f"the manifest of {version.adapter} does not have the digest {version.digest}")
     manifest = version.manifest
-    violations = artifact.check_paths(file.path for file in manifest.files)
+    violations = artifact.check_paths((file.path for file in manifest.files), manifest.kind)
     if violations:
         raise artifact.refused(f"{version.adapter}@{version.digest}", violations)
     report = progress or _silent

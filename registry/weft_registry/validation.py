@@ -64,11 +64,11 @@ def validate(manifest_bytes: bytes, open_file: OpenFile, base: BaseSpec | None) 
         _stop(violations)
         violations += _check_content(manifest, header, file)
 
-    config_entry = _entry(manifest, artifact.CONFIG)
-    with open_file(config_entry) as file:
-        config = parse_config(file.read(artifact.MAX_CONFIG_BYTES + 1))
-    differences = config_differences(config, header.shapes, manifest.kind, params, base)
-    violations += [Violation(artifact.CONFIG, difference) for difference in differences]
+    if artifact.has_config(manifest.kind):
+        with open_file(_entry(manifest, artifact.CONFIG)) as file:
+            config = parse_config(file.read(artifact.MAX_CONFIG_BYTES + 1))
+        differences = config_differences(config, header.shapes, manifest.kind, params, base)
+        violations += [Violation(artifact.CONFIG, difference) for difference in differences]
     _stop(violations)
     return manifest
 
@@ -76,9 +76,9 @@ def validate(manifest_bytes: bytes, open_file: OpenFile, base: BaseSpec | None) 
 def validate_directory(directory: Path, base: BaseSpec | None) -> Manifest:
     """Validates an artifact on disk, the digests of its files included. Raises what `validate` raises."""
     manifest = artifact.read(directory)
-    found = {path.name for path in artifact.files_of(directory)}
+    found = {path.name for path in artifact.files_of(directory, manifest.kind)}
     listed = {file.path for file in manifest.files}
-    violations = artifact.check_paths(file.path for file in manifest.files)
+    violations = artifact.check_paths((file.path for file in manifest.files), manifest.kind)
     violations += [Violation(name, "the manifest does not list it") for name in sorted(found - listed)]
     violations += [Violation(name, "listed in the manifest, but not there") for name in sorted(listed - found)]
     violations += [
@@ -104,7 +104,7 @@ def _check_base(manifest: Manifest, base: BaseSpec) -> None:
 
 
 def _check_files(manifest: Manifest, open_file: OpenFile) -> list[Violation]:
-    violations = artifact.check_paths(file.path for file in manifest.files)
+    violations = artifact.check_paths((file.path for file in manifest.files), manifest.kind)
     if violations:
         return violations
     for file in manifest.files:
@@ -112,6 +112,8 @@ def _check_files(manifest: Manifest, open_file: OpenFile) -> list[Violation]:
             wanted = artifact.media_type(file.path)
             violations.append(Violation(f"files[{file.path}].media_type", f"{file.media_type!r}; expected {wanted!r}"))
         with open_file(file) as stream:
+            if file.path.lower().endswith(".png") and stream.read(8) != artifact.PNG_SIGNATURE:
+                violations.append(Violation(f"files[{file.path}]", "not a PNG picture: it begins otherwise"))
             size = stream.seek(0, 2)
         if size != file.size:
             violations.append(Violation(f"files[{file.path}].size", f"{file.size}, but the file has {size} bytes"))

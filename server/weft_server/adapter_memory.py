@@ -19,7 +19,10 @@ from weft_server.resolution import Resolved
 class Entry:
     """One adapter, loading or loaded. Only the event loop touches it."""
 
-    resolved: Resolved
+    digest: str
+    name: str
+    """Of the adapter, for people."""
+    kind: str
     reference: str
     """The reference it was first asked for by."""
     loading: asyncio.Task[AdapterHandle]
@@ -30,11 +33,8 @@ class Entry:
     last_used: float = field(default_factory=time.monotonic)
     since: float = field(default_factory=time.monotonic)
     """When it was asked to come into memory."""
-
-    @property
-    def digest(self) -> str:
-        """The version's digest."""
-        return self.resolved.digest
+    resolved: Resolved | None = None
+    """The version it is; None for a composition of several, which is no version and lies on no disk."""
 
     @property
     def loaded(self) -> bool:
@@ -98,13 +98,13 @@ class AdapterMemory:
         """Whether it may leave."""
         return entry.loaded and not entry.leases and not self.is_merged(entry)
 
-    def make_room(self, resolved: Resolved) -> None:
-        """Evicts what is idle until the adapter fits. Raises `ExhaustedError`, and then nothing was evicted."""
-        wanted, version = resolved.memory_bytes, resolved.version
+    def make_room(self, name: str, digest: str, wanted: int) -> None:
+        """Evicts what is idle until an adapter of `wanted` bytes fits. Raises `ExhaustedError`, and then nothing was
+        evicted."""
         numbers = {"needed_bytes": str(wanted), "limit_bytes": str(self.limit_bytes)}
         if wanted > self.limit_bytes:
             raise ExhaustedError(
-                f"adapter {version.adapter} ({version.digest}) takes {wanted} bytes; the limit for all adapters in "
+                f"adapter {name} ({digest}) takes {wanted} bytes; the limit for all adapters in "
                 f"memory together is {self.limit_bytes}: raise --adapter-memory",
                 reason="ADAPTER_MEMORY",
                 metadata=numbers,
@@ -112,7 +112,7 @@ class AdapterMemory:
         busy = sum(entry.size_bytes for entry in self._entries.values() if not self.is_evictable(entry))
         if busy + wanted > self.limit_bytes:
             raise ExhaustedError(
-                f"adapter {version.adapter} ({version.digest}) takes {wanted} bytes; {busy} of the "
+                f"adapter {name} ({digest}) takes {wanted} bytes; {busy} of the "
                 f"{self.limit_bytes} for adapters are in use by running requests: come back later, or raise "
                 "--adapter-memory",
                 reason="ADAPTER_MEMORY",

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
+from weft_registry.composition import Part
 from weft_registry.errors import InvalidInputError, UnavailableError, Violation
 from weft_server.bridge import EngineBridge
 from weft_server.engine import (
@@ -34,8 +35,8 @@ DEFAULT_MAX_NEW_TOKENS = 128
 class CompletionRequest:
     """A request within its fields' limits; what depends on the base or the adapter is checked later."""
 
-    adapter: str
-    """A reference; empty for the base model."""
+    adapters: tuple[Part, ...]
+    """Worn together; none for the base model."""
     input: str | tuple[tuple[str, str], ...] | tuple[int, ...]
     """A prompt, (role, content) messages, or token ids."""
     sampling: Sampling
@@ -77,6 +78,8 @@ class Summary:
     cached_count: int
     """Input tokens whose keys and values were reused."""
     adapter_digest: str
+    part_digests: tuple[str, ...] = ()
+    """Of a composition."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Completer:
         if isinstance(request.input, str):
             # Before an adapter is brought in for it.
             self._check_size(request.input, self._bridge.engine.context_room(None))
-        lease = await self._residency.lease(request.adapter) if request.adapter else None
+        lease = await self._residency.lease_composed(request.adapters) if request.adapters else None
         try:
             room = self._bridge.engine.context_room(lease.handle if lease else None)
             prompt = await asyncio.to_thread(self._encode, request, room)
@@ -154,6 +157,7 @@ class Completer:
                     generated_count=progress.count,
                     cached_count=progress.cached,
                     adapter_digest=lease.digest if lease else "",
+                    part_digests=lease.parts if lease else (),
                 ),
             )
         finally:

@@ -17,6 +17,15 @@ from weft_registry.manifest import Manifest
 from weft_server.stats import EngineStats
 
 
+@dataclass(frozen=True)
+class Artifact:
+    """One version on disk, verified."""
+
+    directory: Path
+    manifest: Manifest
+    digest: str
+
+
 class AdapterHandle(Protocol):
     """An adapter that an engine holds."""
 
@@ -160,10 +169,20 @@ class Engine(Protocol):
         """Fails what is running with `UnavailableError` and stops."""
         ...
 
-    def bind(self, directory: Path, manifest: Manifest, digest: str) -> AdapterHandle:
-        """Reads an artifact into memory, completely or not at all. Slow: call it from a worker thread.
+    def bind(self, directory: Path, manifest: Manifest, digest: str, parts: Sequence[Artifact] = ()) -> AdapterHandle:
+        """Reads an artifact into memory, completely or not at all, with the parts that it is made over. Slow: call it
+        from a worker thread.
 
         Raises what `weft_adapters.binding.bind` raises, and `UnsupportedError` for a kind it does not serve.
+        """
+        ...
+
+    def compose(self, parts: Sequence[tuple[AdapterHandle, float]], digest: str) -> AdapterHandle:
+        """One adapter that does what `parts`, each with its weight, do together, under its own identity. It stands by
+        itself: its parts may be released. Slow: call it from a worker thread.
+
+        Raises `UnsupportedError` (`NOT_COMPOSABLE`) for kinds of which there is no such thing, `InvalidInputError` for
+        numbers that overflow.
         """
         ...
 

@@ -15,15 +15,26 @@ from typing import Any
 
 from weft.v1 import registry_pb2 as pb
 from weft_registry.embedded import EmbeddedRegistry
-from weft_registry.errors import ExhaustedError, InvalidInputError, NotFoundError, PreconditionError, UnavailableError
+from weft_registry.errors import (
+    DeadlineError,
+    ExhaustedError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
 from weft_registry.service import RegistryServicer
 from weft_server.residency import Residency
 from weft_server.resolution import Followed, Resolved, Resolver
 
 _log = logging.getLogger(__name__)
 _LONGEST_RETRY_S = 300.0
+_SILENT_IN_A_ROW = 2
+"""After so many references a registry counts as one that cannot be reached: one may be about the reference alone, and
+each may cost a timeout."""
 _GONE = (NotFoundError, PreconditionError, InvalidInputError)
 """What a registry answers when it knows that a reference names nothing that may be served."""
+_NO_ANSWER = (UnavailableError, DeadlineError)
 
 
 class Reloader:
@@ -51,15 +62,16 @@ class Reloader:
     async def check(self) -> None:
         """Asks the registry once for each followed reference; what moved is brought in beside what follows.
 
-        One after the other, since hundreds at once would take Python's lock from the step thread; and once the registry
-        cannot be reached, it is not asked for the others.
+        One after the other, since hundreds at once would take Python's lock from the step thread. Once the registry
+        has not answered for several in a row, it is not asked for the others: they are the first to be asked next time.
         """
-        silent: UnavailableError | None = None
-        for followed in self._resolver.followed():
-            if silent is None:
-                silent = await self._check(followed)
-            else:
-                self._remember_unknown(followed, silent)
+        unanswered: list[Exception] = []
+        for followed in sorted(self._resolver.followed(), key=lambda each: each.asked_s):
+            if len(unanswered) == _SILENT_IN_A_ROW:
+                self._remember_unknown(followed, unanswered[-1])
+            elif followed.moving is None:
+                error = await self._check(followed)
+                unanswered = [] if error is None else [*unanswered, error]
 
     async def settled(self) -> None:
         """Returns once nothing is being brought in."""
@@ -74,10 +86,9 @@ class Reloader:
         with contextlib.suppress(asyncio.CancelledError):
             await self.settled()
 
-    async def _check(self, followed: Followed) -> UnavailableError | None:
-        """Answers why the registry cannot be reached, if it cannot."""
-        if followed.moving is not None:
-            return None
+    async def _check(self, followed: Followed) -> Exception | None:
+        """Asks for one that is not being brought in. Returns why the registry gave no answer, if it gave none."""
+        followed.asked_s = time.monotonic()
         try:
             found = await self._resolver.ask_again(followed)
         except _GONE as error:
@@ -87,7 +98,7 @@ class Reloader:
             return None
         except Exception as error:  # noqa: BLE001 - nothing that a registry does may end the watch
             self._remember_unknown(followed, error)
-            return error if isinstance(error, UnavailableError) else None
+            return error if isinstance(error, _NO_ANSWER) else None
         if found.digest == followed.resolved.digest:
             followed.problem, followed.failed, followed.failures = "", "", 0
         elif found.digest != followed.failed or time.monotonic() >= followed.retry_s:

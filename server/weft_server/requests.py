@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 from weft.v1 import inference_pb2 as pb
+from weft_registry.composition import MAX_PARTS, Part
 from weft_registry.errors import InvalidInputError, Violation
 from weft_server.completion import Chunk, CompletionRequest, NamedToken, Position, Summary
 from weft_server.engine import FinishReason, Sampling
@@ -71,10 +72,18 @@ def parse_request(message: pb.GenerateRequest, context_length: int) -> Completio
     check(time_limit is None or time_limit > 0, "stopping.time_limit", "is not above 0")
     logprobs = message.logprobs if message.HasField("logprobs") else None
     check(logprobs is None or 0 <= logprobs <= MAX_LOGPROBS, "logprobs", f"{logprobs} is not 0 to {MAX_LOGPROBS}")
+    worn = tuple(Part(part.adapter_id, part.weight if part.HasField("weight") else 1.0) for part in message.adapters)
+    check(not (worn and message.adapter_id), "adapters", "send either adapters or adapter_id, not both")
+    check(len(worn) <= MAX_PARTS, "adapters", f"{len(worn)}; at most {MAX_PARTS}: combine them beforehand")
+    for index, part in enumerate(worn[:MAX_PARTS]):
+        check(bool(part.reference), f"adapters[{index}].adapter_id", "is empty")
+        check(math.isfinite(part.weight), f"adapters[{index}].weight", f"{part.weight} is not a finite number")
+    if not worn and message.adapter_id:
+        worn = (Part(message.adapter_id),)
     if problems:
         raise InvalidInputError("; ".join(f"{p.field}: {p.description}" for p in problems), violations=problems)
     return CompletionRequest(
-        adapter=message.adapter_id,
+        adapters=worn,
         input=content,
         sampling=Sampling(s.temperature, s.top_k, top_p, s.seed if s.HasField("seed") else None),
         max_new_tokens=stopping.max_new_tokens,
@@ -128,6 +137,7 @@ def _summary(summary: Summary) -> pb.GenerateSummary:
         generated_token_count=summary.generated_count,
         cached_token_count=summary.cached_count,
         adapter_digest=summary.adapter_digest,
+        part_digests=summary.part_digests,
     )
 
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 from weft_adapters.threads import step_aside
 from weft_registry.api import Version
+from weft_registry.composition import Part, composition_digest, describe
 from weft_registry.errors import NotFoundError, PreconditionError
+from weft_registry.parts import resolve_parts
 from weft_registry.reference import Reference
 from weft_server.adapter_memory import AdapterMemory, Entry
 from weft_server.disk_cache import DiskCache
-from weft_server.engine import AdapterHandle, Engine, EngineEvent, FailEvent, MergeOutcome
+from weft_server.engine import AdapterHandle, Artifact, Engine, EngineEvent, FailEvent, MergeOutcome
 from weft_server.quarantine import Quarantine
 from weft_server.recorder import ResidencyRecorder
 from weft_server.residents import Resident, Tier, from_disk, from_quarantine
@@ -26,6 +30,8 @@ from weft_server.resolution import Resolved, Resolver
 
 _log = logging.getLogger(__name__)
 _LOAD_THREADS = 4
+COMPOSED = "composed"
+"""The kind that reports give to several adapters worn together."""
 NOT_FINITE = "NOT_FINITE"
 """The reason of an engine's `FailEvent` that puts the request's adapter under quarantine."""
 
@@ -38,6 +44,9 @@ class Lease:
         self._entry: Entry | None = entry
         self.handle = entry.loading.result()
         self.digest = entry.digest
+        self.parts: tuple[str, ...] = ()
+        """The digests of the adapters that a composition is made of."""
+        self.size_bytes = entry.size_bytes
 
     def release(self) -> None:
         """Gives it back. A second call does nothing."""
@@ -107,6 +116,31 @@ class Residency:
         entry.served += 1
         return Lease(self, entry)
 
+    async def lease_composed(self, parts: Sequence[Part]) -> Lease:
+        """Adapters worn together, as one adapter in memory until the lease is released; made once for each set of
+        digests and weights, and evicted like any other.
+
+        Raises as `lease` for each part, and as `Engine.compose`.
+        """
+        if len(parts) == 1 and parts[0].weight == 1:
+            return await self.lease(parts[0].reference)
+        found = await asyncio.gather(*(self.lease(part.reference) for part in parts), return_exceptions=True)
+        leases = [lease for lease in found if isinstance(lease, Lease)]
+        try:
+            for outcome in found:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            worn = [(lease, part.weight) for lease, part in zip(leases, parts, strict=True)]
+            entry = await self._compose(worn, describe(parts))
+            entry.served += 1
+            composed = Lease(self, entry)
+            composed.parts = tuple(lease.digest for lease in leases)
+            return composed
+        finally:
+            # The composition stands by itself.
+            for lease in leases:
+                lease.release()
+
     async def load(self, reference: str) -> Resident:
         """Brings an adapter into memory before its first request. Raises as `lease`."""
         entry = await self._bring(await self._resolve(reference), reference)
@@ -170,7 +204,7 @@ class Residency:
             )
         self._quarantine.lift(digest)
         self._memory.drop(entry)
-        self.disk.unpin(digest)
+        self._unpin(entry)
         return entry.size_bytes
 
     async def merge(self, reference: str) -> tuple[str, MergeOutcome]:
@@ -197,7 +231,7 @@ class Residency:
 
         What runs with it already goes on: each of those requests is judged by its own numbers.
         """
-        if not self._quarantine.add(entry.digest, entry.reference, entry.resolved.kind, why):
+        if not self._quarantine.add(entry.digest, entry.reference, entry.kind, why):
             return
         _log.error("%s (%s) is under quarantine: %s", entry.reference, entry.digest, why)
         task = asyncio.create_task(self._unmerge_if(entry.digest))
@@ -222,7 +256,7 @@ class Residency:
     async def _resolve(self, reference: str) -> Resolved:
         parsed = Reference.parse(reference)
         known = self._memory.find(parsed.digest) if parsed.digest and parsed.label is None else None
-        if known is not None and known.resolved.version.adapter == parsed.adapter:
+        if known is not None and known.resolved is not None and known.resolved.version.adapter == parsed.adapter:
             # A digest names the same bytes for ever: no need to ask.
             return known.resolved
         return await self._resolver.resolve(reference)
@@ -232,12 +266,35 @@ class Residency:
         self._quarantine.check(resolved.digest, reference)
         entry = self._memory.find(resolved.digest)
         if entry is None or entry.failed:
-            self._memory.make_room(resolved)
+            name, size_bytes = str(resolved.version.adapter), resolved.memory_bytes
+            self._memory.make_room(name, resolved.digest, size_bytes)
             loading = asyncio.create_task(self._load(resolved.version))
-            entry = Entry(resolved, reference, loading, resolved.memory_bytes)
-            self._memory.add(entry)
+            entry = Entry(resolved.digest, name, resolved.kind, reference, loading, size_bytes, resolved=resolved)
             self.disk.pin(resolved.digest)
-            loading.add_done_callback(lambda _: self._settle(entry))
+            self._add(entry)
+        return await self._loaded(entry)
+
+    async def _compose(self, parts: Sequence[tuple[Lease, float]], reference: str) -> Entry:
+        """The loaded entry of a composition, with one lease taken."""
+        digest = composition_digest([(lease.digest, weight) for lease, weight in parts])
+        self._quarantine.check(digest, reference)
+        entry = self._memory.find(digest)
+        if entry is None or entry.failed:
+            # Until it is made; what it takes then is what counts.
+            size_bytes = sum(lease.size_bytes for lease, _ in parts)
+            self._memory.make_room(reference, digest, size_bytes)
+            handles = [(lease.handle, weight) for lease, weight in parts]
+            loading = asyncio.create_task(self._in_thread(lambda: self._engine.compose(handles, digest)))
+            entry = Entry(digest, reference, COMPOSED, reference, loading, size_bytes)
+            self._add(entry)
+        return await self._loaded(entry)
+
+    def _add(self, entry: Entry) -> None:
+        self._memory.add(entry)
+        entry.loading.add_done_callback(lambda _: self._settle(entry))
+
+    async def _loaded(self, entry: Entry) -> Entry:
+        """The entry, once it is loaded, with one lease taken."""
         # Counted before the wait, so that nothing evicts the adapter between its load and its use.
         entry.leases += 1
         try:
@@ -250,23 +307,37 @@ class Residency:
 
     async def _load(self, version: Version) -> AdapterHandle:
         begin = time.monotonic()
-        handle = await asyncio.get_running_loop().run_in_executor(self._threads, self._load_blocking, version)
+        handle = await self._in_thread(lambda: self._load_blocking(version))
         self.recorder.loaded(time.monotonic() - begin)
         return handle
 
+    async def _in_thread(self, work: Callable[[], AdapterHandle]) -> AdapterHandle:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
     def _load_blocking(self, version: Version) -> AdapterHandle:
-        with self.disk.artifact(self._resolver.registry, version) as directory:
-            return self._engine.bind(directory, version.manifest, version.digest)
+        registry, manifest = self._resolver.registry, version.manifest
+        with ExitStack() as held:
+            directory = held.enter_context(self.disk.artifact(registry, version))
+            parts: list[Artifact] = []
+            # Looked up at every load, and never remembered: a part may have been yanked since the last one.
+            for part in resolve_parts(registry.resolve, manifest):
+                path = held.enter_context(self.disk.artifact(registry, part))
+                parts.append(Artifact(path, part.manifest, part.digest))
+            return self._engine.bind(directory, manifest, version.digest, parts)
 
     def _settle(self, entry: Entry) -> None:
         if entry.failed:
             self.recorder.load_failed()
-            self.disk.unpin(entry.digest)
+            self._unpin(entry)
         self._memory.settle(entry)
 
     def _evicted(self, entry: Entry) -> None:
-        self.disk.unpin(entry.digest)
+        self._unpin(entry)
         self.recorder.evicted()
+
+    def _unpin(self, entry: Entry) -> None:
+        if entry.resolved is not None:
+            self.disk.unpin(entry.digest)
 
     async def _unmerge(self) -> tuple[str, float]:
         merged = self._engine.merged
@@ -285,7 +356,7 @@ class Residency:
         return Resident(
             reference=entry.reference,
             digest=entry.digest,
-            kind=entry.resolved.kind,
+            kind=entry.kind,
             size_bytes=entry.size_bytes,
             leases=entry.leases,
             merged=self._memory.is_merged(entry),

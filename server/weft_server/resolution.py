@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from weft_registry.api import RegistryApi, Version
+from weft_registry.parts import resolve_parts
 from weft_registry.reference import Reference
 
 MAX_FOLLOWED = 256
@@ -46,6 +47,8 @@ class Followed:
     resolved: Resolved
     """What its requests get."""
     used_s: float = field(default_factory=time.monotonic)
+    asked_s: float = field(default_factory=time.monotonic)
+    """When the registry was asked for it last."""
     moving: asyncio.Task[None] | None = None
     """Bringing in the version that it names now."""
     problem: str = ""
@@ -138,9 +141,14 @@ class Resolver:
     def _describe(self, version: Version) -> Resolved:
         # In a thread, too: a manifest of many hundred tensors takes milliseconds, which the event loop does not have.
         manifest = version.manifest
-        values = sum(_product(tensor.shape) for tensor in manifest.tensors)
-        size_bytes = version.size_bytes if self._item_bytes is None else values * self._item_bytes
-        return Resolved(version, manifest.kind, size_bytes)
+        # What it is made over comes into memory with it; a part that cannot is refused here, before anything is pulled.
+        parts = resolve_parts(self.registry.resolve, manifest)
+        return Resolved(version, manifest.kind, sum(self._memory_bytes(one) for one in (version, *parts)))
+
+    def _memory_bytes(self, version: Version) -> int:
+        if self._item_bytes is None:
+            return version.size_bytes
+        return self._item_bytes * sum(_product(tensor.shape) for tensor in version.manifest.tensors)
 
 
 def _product(shape: tuple[int, ...]) -> int:

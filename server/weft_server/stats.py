@@ -43,8 +43,8 @@ class EngineStats:
     steps: int = 0
     """Steps that computed something. Counter, as is every count down to `prefix_miss_tokens`."""
     prompt_tokens: int = 0
-    """Tokens computed that were not generated in the same run of their request: prompts, and what a preempted request
-    had to compute again."""
+    """Tokens computed that were not generated in the same run of their request: prompts, the virtual tokens of soft
+    prompts among them, and what a preempted request had to compute again."""
     generated_tokens: int = 0
     """Tokens sampled."""
     cached_tokens: int = 0

@@ -1,16 +1,21 @@
 """Merging as the kinds define it, against float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from weft_adapters.int4 import Int4Weight, pack_codes
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter, MergeRefusedError
+from weft_registry.errors import InvalidInputError
+from weft_registry.kinds.ia3 import Ia3Params
 from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams
 from weft_registry.kinds.prefix import TENSOR, PrefixParams
 from weft_registry.kinds.qalora import QaLoraParams
 
 MODULE, N, K, G = "layer.q", 48, 128, 32
+IA3_MODULE = "layer.o_proj"
 A, B = f"{PEFT_PREFIX}{MODULE}.lora_A.weight", f"{PEFT_PREFIX}{MODULE}.lora_B.weight"
 
 
@@ -19,6 +24,12 @@ def int4_weight() -> Int4Weight:
     codes = torch.randint(0, 16, (N, K), generator=generator).to(torch.uint8)
     scale = torch.rand(N, K // G, generator=generator).half() * 0.1
     return Int4Weight(pack_codes(codes), scale, -8 * scale)
+
+
+def ia3(vector: torch.Tensor) -> Adapter[Ia3Params]:
+    feedforward = (IA3_MODULE,) if vector.shape[0] == 1 else ()
+    tensors = {f"{PEFT_PREFIX}{IA3_MODULE}.ia3_l": vector}
+    return Adapter("sha256:" + "2" * 64, KINDS["ia3"], Ia3Params((IA3_MODULE,), feedforward), tensors)
 
 
 def low_rank(kind: str, inputs: int) -> Adapter[LowRankParams]:
@@ -52,6 +63,98 @@ def test_lora_merges_into_a_dense_weight() -> None:
     assert isinstance(merged, torch.Tensor)
     expected = weight.dequantize().double() + 1.5 * adapter.tensors[B].double() @ adapter.tensors[A].double()
     torch.testing.assert_close(merged.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def dora(magnitude: torch.Tensor) -> Adapter[LowRankParams]:
+    plain = low_rank("lora", K)
+    tensors = {**plain.tensors, f"{PEFT_PREFIX}{MODULE}.lora_magnitude_vector": magnitude}
+    return Adapter(plain.digest, KINDS["dora"], plain.params, tensors)
+
+
+def test_dora_merges_into_a_dense_weight_whose_rows_have_its_magnitudes() -> None:
+    weight, magnitude = int4_weight(), torch.rand(N) + 0.5
+    adapter = dora(magnitude)
+    merged = KINDS["dora"].overlay(MODULE, weight, adapter)
+    assert isinstance(merged, torch.Tensor)
+    moved = weight.dequantize().double() + 1.5 * adapter.tensors[B].double() @ adapter.tensors[A].double()
+    expected = magnitude.double()[:, None] * moved / moved.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(merged.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dora_norms_are_those_of_the_bases_weights_and_an_output_of_zeros_is_refused() -> None:
+    class Base:
+        def __init__(self, weight: Int4Weight) -> None:
+            self.weight = weight
+
+        def int4(self, module: str) -> Int4Weight:
+            return self.weight
+
+        def bias(self, module: str) -> torch.Tensor | None:
+            return torch.arange(N).half()
+
+    weight, magnitude = int4_weight(), torch.rand(N) + 0.5
+    adapter = KINDS["dora"].prepare(dora(magnitude), Base(weight))
+    found = KINDS["dora"].output_scale(adapter, MODULE)
+    assert found is not None
+    moved = weight.dequantize().double() + 1.5 * adapter.tensors[B].double() @ adapter.tensors[A].double()
+    scale = magnitude.double() / moved.norm(dim=1)
+    torch.testing.assert_close(found.scale_N.double(), scale, rtol=1e-5, atol=0)
+    assert found.shift_N is not None
+    torch.testing.assert_close(found.shift_N.double(), (1 - scale) * torch.arange(N), rtol=1e-4, atol=1e-5)
+    assert KINDS["dora"].output_scale(adapter, "layer.o") is None
+
+    still = {name: t if "magnitude" in name else torch.zeros_like(t) for name, t in dora(magnitude).tensors.items()}
+    empty = Int4Weight(torch.zeros_like(weight.codes_NH), weight.scale_NG, torch.zeros_like(weight.minimum_NG))
+    with pytest.raises(InvalidInputError, match=r"layer\.q: the magnitude of output 0"):
+        KINDS["dora"].prepare(replace(dora(magnitude), tensors=still), Base(empty))
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_ia3_merges_exactly_into_scale_and_minimum_of_the_same_codes(side: str) -> None:
+    weight = int4_weight()
+    vector = torch.randn(N, 1) if side == "output" else torch.randn(1, K // G).repeat_interleave(G, 1)
+    merged = KINDS["ia3"].overlay(IA3_MODULE, weight, ia3(vector))
+    assert isinstance(merged, Int4Weight)
+    assert merged.codes_NH is weight.codes_NH
+    factor = vector if side == "output" else vector[:, ::G]
+    assert torch.equal(merged.scale_NG, weight.scale_NG.float() * factor)
+    assert torch.equal(merged.minimum_NG, weight.minimum_NG.float() * factor)
+    expected = weight.dequantize().double() * vector.double()
+    torch.testing.assert_close(merged.dequantize().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_ia3_input_scale_that_differs_within_a_group_merges_into_a_dense_weight() -> None:
+    weight, vector = int4_weight(), torch.randn(1, K)
+    merged = KINDS["ia3"].overlay(IA3_MODULE, weight, ia3(vector))
+    assert isinstance(merged, torch.Tensor)
+    torch.testing.assert_close(merged.double(), weight.dequantize().double() * vector.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_ia3_input_scale_of_down_proj_merges_into_the_rows_of_up_proj(own: bool) -> None:
+    weight, vectors = int4_weight(), {"mlp.down_proj": torch.randn(1, N)}
+    if own:
+        vectors["mlp.up_proj"] = torch.randn(N, 1)
+    tensors = {f"{PEFT_PREFIX}{module}.ia3_l": vector for module, vector in vectors.items()}
+    params = Ia3Params(tuple(vectors), ("mlp.down_proj",))
+    adapter: Adapter[Ia3Params] = Adapter("sha256:" + "3" * 64, KINDS["ia3"], params, tensors)
+    factor = vectors["mlp.down_proj"][0] * (vectors["mlp.up_proj"][:, 0] if own else 1)
+    merged = KINDS["ia3"].overlay("mlp.up_proj", weight, adapter)
+    assert isinstance(merged, Int4Weight)
+    assert torch.equal(merged.scale_NG, weight.scale_NG.float() * factor[:, None])
+    assert torch.equal(merged.minimum_NG, weight.minimum_NG.float() * factor[:, None])
+    bias = torch.randn(N)
+    assert torch.equal(KINDS["ia3"].overlay_bias("mlp.up_proj", bias, adapter), bias * factor)
+    for untouched in ("mlp.down_proj", "mlp.gate_proj"):
+        assert KINDS["ia3"].overlay(untouched, int4_weight(), adapter) is None
+
+
+def test_only_a_scaled_output_scales_its_bias() -> None:
+    bias = torch.randn(N)
+    vector = torch.randn(N, 1)
+    assert torch.equal(KINDS["ia3"].overlay_bias(IA3_MODULE, bias, ia3(vector)), bias * vector[:, 0])
+    assert KINDS["ia3"].overlay_bias(IA3_MODULE, bias, ia3(torch.randn(1, K))) is bias
+    assert KINDS["lora"].overlay_bias(MODULE, bias, low_rank("lora", K)) is bias
 
 
 @pytest.mark.parametrize(("kind", "inputs"), [("lora", K), ("qalora", K // G)])

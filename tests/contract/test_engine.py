@@ -20,7 +20,7 @@ from weft_registry.errors import (
 )
 from weft_server.engine import FinishEvent, FinishReason, Sampling, TokenEvent
 
-KINDS = ("lora", "qalora", "prefix")
+KINDS = ("lora", "qalora", "prefix", "prompt")
 
 
 def assert_same(
@@ -50,7 +50,7 @@ def test_greedy_tokens_are_those_of_transformers(harness: Harness) -> None:
 def test_a_request_joins_a_running_batch_and_both_answer_as_alone(make_engine: MakeEngine) -> None:
     alone = make_engine()
     handles = [alone.bind(adapter(alone, kind)) for kind in KINDS]
-    prompts = [[7, 8, 9], [10, 11], [12, 13, 14, 15]]
+    prompts = [[7 + 4 * i + j for j in range(2 + i % 3)] for i in range(len(KINDS))]
     expected = [alone.tokens(alone.submit(p, h, max_new_tokens=24)) for p, h in zip(prompts, handles, strict=True)]
     together = make_engine()
     handles = [together.bind(adapter(together, kind)) for kind in KINDS]
@@ -187,10 +187,10 @@ def test_nothing_computed_under_one_adapter_is_read_under_another(make_engine: M
         assert events[-1].cached_tokens == 0
         assert [event.token_id for event in events if isinstance(event, TokenEvent)] == tokens
     # Virtual tokens are found again too, but they are not the caller's.
-    prefix = together.bind(adapter(together, "prefix"))
-    other = together.wait(together.submit([7], prefix))[-1]
-    assert isinstance(other, FinishEvent)
-    assert other.cached_tokens == 0
+    for kind in ("prefix", "prompt"):
+        other = together.wait(together.submit([7], together.bind(adapter(together, kind))))[-1]
+        assert isinstance(other, FinishEvent)
+        assert other.cached_tokens == 0
 
 
 def test_requests_that_gave_way_answer_as_if_they_had_not(make_engine: MakeEngine) -> None:
@@ -200,8 +200,8 @@ def test_requests_that_gave_way_answer_as_if_they_had_not(make_engine: MakeEngin
     for harness in (wide, narrow):
         handles = [None if kind is None else harness.bind(adapter(harness, kind)) for kind in kinds]
         ids = [
-            harness.submit([i + 1, i + 2], handles[i % 4], max_new_tokens=40, sampling=Sampling(i % 2 * 0.8, seed=i))
-            for i in range(8)
+            harness.submit([i + 1, i + 2], handle, max_new_tokens=40, sampling=Sampling(i % 2 * 0.8, seed=i))
+            for i, handle in enumerate(2 * handles)
         ]
         answers.append([harness.tokens(request_id) for request_id in ids])
     assert answers[0] == answers[1]
@@ -353,9 +353,29 @@ def test_an_adapter_of_another_base_is_refused_with_both_fingerprints(harness: H
     assert spec.fingerprint.weights_sha256 in caught.value.message
 
 
-def test_a_prefix_takes_its_place_in_the_context(harness: Harness) -> None:
-    handle = harness.bind(adapter(harness, "prefix"))
-    assert harness.engine.context_room(None) - harness.engine.context_room(handle) == 16
+@pytest.mark.parametrize(("kind", "length"), [("prefix", 16), ("prompt", 20)])
+def test_virtual_tokens_take_their_place_in_the_context(kind: str, length: int, harness: Harness) -> None:
+    handle = harness.bind(adapter(harness, kind))
+    assert harness.engine.context_room(None) - harness.engine.context_room(handle) == length
+
+
+def test_a_prompt_after_virtual_tokens_is_found_again_by_its_own_adapter_alone(harness: Harness) -> None:
+    text = list(range(3, 63))
+    for kind in ("prefix", "prompt"):
+        one, other = (harness.bind(adapter(harness, kind, seed)) for seed in (1, 2))
+        first, again, foreign = (harness.wait(harness.submit(text, h, logprobs=1)) for h in (one, one, other))
+        virtual = harness.engine.context_room(None) - harness.engine.context_room(one)
+        counts = [getattr(events[-1], "cached_tokens", None) for events in (first, again, foreign)]
+        # The blocks that virtual tokens and text fill together, without the last token, which is always computed.
+        block = 32 if harness.engine.info.name == "vllm" else 16
+        assert counts == [0, (virtual + len(text) - 1) // block * block - virtual, 0]
+        told = [
+            [e.logprobs.chosen for e in events if isinstance(e, TokenEvent) and e.logprobs is not None]
+            for events in (first, again, foreign)
+        ]
+        # Near zero: this base repeats a token whatever it attends to. How surely it does so tells the two apart.
+        assert told[0] == pytest.approx(told[1], rel=0.05)
+        assert told[0] != pytest.approx(told[2], rel=0.2)
 
 
 def test_closing_fails_what_runs_and_refuses_what_comes(make_engine: MakeEngine) -> None:

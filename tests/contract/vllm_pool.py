@@ -82,4 +82,4 @@ class VllmPool:
     def _forget(self, engine: VllmEngine) -> None:
         """No keys and values of earlier tests, and counts from zero."""
         engine._loop.run(engine.launched.llm.reset_prefix_cache())
-        engine._counts.__init__()  # type: ignore[misc]
+        engine._counts.reset()

@@ -26,6 +26,8 @@ def table() -> str:
         there = "refused: `UNSUPPORTED_KIND`"
         if vllm is not None:
             there = f"{vllm.note or 'served'}; {merged}"
+            if vllm.expanded_note:
+                there += f"; where that cannot be reached: {vllm.expanded_note}"
         rows.append(f"| `{kind}` | {torch} | {there} |")
     return "\n".join(rows)
 

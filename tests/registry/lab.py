@@ -24,8 +24,10 @@ from weft_registry.base import BaseFingerprint, BaseSpec, QuantSpec
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.kinds import kind_schema
+from weft_registry.kinds.ia3 import Ia3Params
 from weft_registry.kinds.low_rank import LowRankParams
 from weft_registry.kinds.prefix import PrefixParams
+from weft_registry.kinds.prompt import PromptParams
 from weft_registry.kinds.qalora import QaLoraParams
 from weft_registry.messages import MAX_MESSAGE_BYTES
 from weft_registry.service import RegistryServicer
@@ -61,8 +63,11 @@ BASE = BaseSpec(
 )
 PARAMS: dict[str, Any] = {
     "lora": LowRankParams(4, 8.0, False, tuple(MODULES), {"model.layers.1.mlp.down_proj": 2}, {}),
+    "dora": LowRankParams(4, 8.0, False, tuple(MODULES), {"model.layers.1.mlp.down_proj": 2}, {}),
+    "ia3": Ia3Params(tuple(MODULES), ("model.layers.1.mlp.down_proj",)),
     "qalora": QaLoraParams(4, 0.5, False, tuple(MODULES), {}, {}, group_size=8),
     "prefix": PrefixParams(num_virtual_tokens=5, num_layers=2, num_kv_heads=2, head_dim=8),
+    "prompt": PromptParams(num_virtual_tokens=5, hidden_size=32),
 }
 DTYPES = {"F32": "<f4", "F16": "<f2"}
 

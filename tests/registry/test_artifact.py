@@ -55,6 +55,7 @@ def test_the_same_files_give_the_same_digest(tmp_path: Path, new_artifact: NewAr
         "Adapter_Manifest.json",
         "optimizer.PT",
         "a.tar",
+        "loss.svg",
     ],
 )
 def test_a_file_that_may_not_be_there_is_refused_by_name(name: str, new_artifact: NewArtifact) -> None:
@@ -88,6 +89,13 @@ def test_a_link_in_place_of_the_weights_is_refused(new_artifact: NewArtifact, tm
     (directory / artifact.WEIGHTS).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InvalidInputError, match="regular files"):
         artifact.files_of(directory)
+
+
+def test_a_model_card_may_have_a_picture(new_artifact: NewArtifact) -> None:
+    directory = new_artifact()
+    (directory / "loss.png").write_bytes(artifact.PNG_SIGNATURE + b"...")
+    assert "loss.png" in [path.name for path in artifact.files_of(directory)]
+    assert artifact.media_type("loss.png") == "image/png"
 
 
 def test_missing_duplicate_and_too_many_files_are_all_named() -> None:

@@ -14,7 +14,9 @@ import pytest
 from tests.registry.lab import BASE, MODULES, PARAMS, random_tensors, safetensors_bytes
 from weft_registry import artifact, peft_format, validation
 from weft_registry.errors import InvalidInputError, UnsupportedError
+from weft_registry.kinds import kind_schema
 from weft_registry.kinds.low_rank import LowRankParams
+from weft_registry.kinds.prompt import PromptParams
 from weft_registry.kinds.qalora import QaLoraParams
 
 A0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -79,7 +81,8 @@ def test_a_stock_configuration_is_read() -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "DoRA": {"use_dora": True},
+    "DoRA without magnitudes": {"use_dora": True},
+    "DoRA over pooled inputs": {"use_dora": True, "use_qalora": True, "qalora_group_size": 8},
     "bias": {"bias": "lora_only"},
     "bias beside B": {"lora_bias": True},
     "modules to save": {"modules_to_save": ["lm_head"]},
@@ -131,7 +134,7 @@ def test_the_mapping_that_stock_peft_writes_without_a_task_type_is_let_through()
 def test_what_changes_the_result_is_refused_by_name(case: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         peft_format.from_peft(stock(**REFUSED[case]), shapes("lora"), BASE)
-    (key,) = REFUSED[case]
+    key = next(iter(REFUSED[case]))
     assert key in caught.value.message or "rank" in caught.value.message
 
 
@@ -173,9 +176,9 @@ def test_a_tensor_that_is_not_lora_is_refused_by_name(name: str, words: str) -> 
     assert name.rpartition(".lora")[0] in caught.value.message
 
 
-@pytest.mark.parametrize("peft_type", ["IA3", "LOHA", "PROMPT_TUNING", None, 3, "x" * 5000])
+@pytest.mark.parametrize("peft_type", ["LOKR", "LOHA", "CPT", None, 3, "x" * 5000])
 def test_another_method_is_unsupported(peft_type: Any) -> None:
-    with pytest.raises(UnsupportedError, match="lora, prefix, qalora"):
+    with pytest.raises(UnsupportedError, match=r"lora.*prefix.*prompt.*qalora"):
         peft_format.from_peft({"peft_type": peft_type}, {}, BASE)
 
 
@@ -264,3 +267,125 @@ def test_a_prefix_has_one_tensor() -> None:
     config = peft_format.to_peft("prefix", PARAMS["prefix"], BASE)
     with pytest.raises(InvalidInputError, match="one tensor"):
         peft_format.from_peft(config, {**shapes("prefix"), "x": (1,)}, BASE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_virtual_tokens": 4},
+        {"num_virtual_tokens": None},
+        {"token_dim": 31},
+        {"token_dim": None},
+        {"num_transformer_submodules": 2},
+        {"modules_to_save": ["lm_head"]},
+        {"unknown": 1},
+    ],
+)
+def test_a_soft_prompt_that_does_not_add_up_is_refused(changes: dict[str, Any]) -> None:
+    config = {**peft_format.to_peft("prompt", PARAMS["prompt"], BASE), **changes}
+    with pytest.raises(InvalidInputError) as caught:
+        peft_format.from_peft(config, shapes("prompt"), BASE)
+    assert next(iter(changes)) in caught.value.message or "prompt_embeddings" in caught.value.message
+
+
+def test_a_soft_prompt_has_one_tensor_of_the_bases_width_and_leaves_room_for_a_text() -> None:
+    config = peft_format.to_peft("prompt", PARAMS["prompt"], BASE)
+    with pytest.raises(InvalidInputError, match=r"one tensor.*found x"):
+        peft_format.from_peft(config, {**shapes("prompt"), "x": (1,)}, BASE)
+    schema = kind_schema("prompt")
+    with pytest.raises(InvalidInputError, match="hidden_size: 64, but the base tiny/base has 32"):
+        schema.tensors(PromptParams(5, 64), BASE)
+    with pytest.raises(InvalidInputError, match="128 leaves nothing of the base's context of 128"):
+        schema.tensors(PromptParams(128, 32), BASE)
+    assert schema.tensors(PromptParams(127, 32), BASE)["prompt_embeddings"].shape == (127, 32)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        {"peft_type": "P_TUNING", "encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 7},
+        {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "say", "tokenizer_name_or_path": "a/b"},
+    ],
+)
+def test_how_a_soft_prompt_was_trained_is_let_through(history: dict[str, Any]) -> None:
+    config = {**peft_format.to_peft("prompt", PARAMS["prompt"], BASE), **history}
+    assert peft_format.from_peft(config, shapes("prompt"), BASE) == ("prompt", PARAMS["prompt"])
+
+
+M0 = A0.replace(".lora_A.weight", ".lora_magnitude_vector")
+MAGNITUDES: dict[str, tuple[dict[str, tuple[int, ...] | None], str]] = {
+    "one missing": ({M0: None}, "missing"),
+    "one of another width": ({M0: (16,)}, r"\(32,\)"),
+    "one of another rank": ({M0: (32, 1)}, r"\(32,\)"),
+    "one at a module without factors": ({M0.replace("q_proj", "x_proj"): (32,)}, "without A and B"),
+    "a name that PEFT has in memory only": ({M0 + ".weight": (32,)}, "DoRA"),
+}
+
+
+@pytest.mark.parametrize("case", MAGNITUDES)
+def test_magnitudes_that_do_not_go_with_the_factors_are_refused_by_name(case: str) -> None:
+    changes, words = MAGNITUDES[case]
+    found = {name: shape for name, shape in {**shapes("dora"), **changes}.items() if shape is not None}
+    with pytest.raises(InvalidInputError, match=words) as caught:
+        peft_format.from_peft(stock(use_dora=True), found, BASE)
+    assert next(iter(changes))[:60] in caught.value.message
+
+
+def test_magnitudes_are_kept_wide() -> None:
+    specs = kind_schema("dora").tensors(PARAMS["dora"], BASE)
+    assert {name for name, spec in specs.items() if spec.wide} == {n for n in specs if n.endswith("magnitude_vector")}
+    assert all(spec.wide for spec in kind_schema("ia3").tensors(PARAMS["ia3"], BASE).values())
+
+
+DOWN = "base_model.model.model.layers.1.mlp.down_proj.ia3_l"
+QUERY = "base_model.model.model.layers.0.self_attn.q_proj.ia3_l"
+VECTORS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], str]] = {
+    "an input that modules share": ({"feedforward_modules": None}, {QUERY: (1, 32)}, "o_proj and down_proj"),
+    "an output that the list calls an input": ({"feedforward_modules": ["down_proj"]}, {DOWN: (32, 1)}, "output"),
+    "an input that the list does not name": ({"feedforward_modules": []}, {DOWN: (1, 64)}, "input"),
+    "a vector of neither side": ({}, {DOWN: (32, 64)}, r"expected \(out, 1\)"),
+    "a flat vector": ({}, {DOWN: (64,)}, r"expected \(out, 1\)"),
+    "a target without a vector in the list": ({"target_modules": ["down_proj"]}, {}, "target_modules"),
+    "modules to save": ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
+    "transposed weights": ({"fan_in_fan_out": True}, {}, "fan_in_fan_out"),
+    "a list that is none": ({"feedforward_modules": [1]}, {}, "feedforward_modules"),
+    "a key from the future": ({"use_future": 1}, {}, "use_future"),
+    "another tensor": ({}, {A0: (4, 32)}, "no "),
+}
+
+
+@pytest.mark.parametrize("case", VECTORS)
+def test_an_ia3_file_that_means_something_else_is_refused_by_name(case: str) -> None:
+    changes, other, words = VECTORS[case]
+    config = {**peft_format.to_peft("ia3", PARAMS["ia3"], BASE), **changes}
+    with pytest.raises(InvalidInputError, match=words):
+        peft_format.from_peft(config, {**shapes("ia3"), **other}, BASE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"feedforward_modules": None, "target_modules": None},
+        {"feedforward_modules": r".*1\.mlp\.down_proj", "target_modules": ".*"},
+        {"init_ia3_weights": False},
+        {"exclude_modules": ["o_proj"]},
+    ],
+)
+def test_what_only_selects_ia3_modules_is_let_through(changes: dict[str, Any]) -> None:
+    config = {**peft_format.to_peft("ia3", PARAMS["ia3"], BASE), **changes}
+    assert peft_format.from_peft(config, shapes("ia3"), BASE) == ("ia3", PARAMS["ia3"])
+
+
+def test_another_side_of_a_module_is_a_difference() -> None:
+    config = peft_format.to_peft("ia3", PARAMS["ia3"], BASE)
+    other = replace(PARAMS["ia3"], feedforward_modules=())
+    (found,) = peft_format.config_differences(config, shapes("ia3"), "ia3", other, BASE)
+    assert "model.layers.1.mlp.down_proj: a feedforward module" in found
+
+
+def test_a_manifest_may_not_scale_an_input_that_modules_share() -> None:
+    block = kind_schema("ia3").block(PARAMS["ia3"])
+    with pytest.raises(InvalidInputError, match=r"q_proj.* modules beside it"):
+        kind_schema("ia3").parse({**block, "feedforward_modules": ["model.layers.0.self_attn.q_proj"]})
+    with pytest.raises(InvalidInputError, match="not one of target_modules"):
+        kind_schema("ia3").parse({**block, "feedforward_modules": ["model.layers.9.mlp.down_proj"]})

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from weft_registry import artifact, peft_format, validation
 from weft_registry.base import BaseFingerprint, BaseSpec, QuantSpec
+from weft_registry.kinds import kind_schema
 from weft_registry.kinds.low_rank import PEFT_PREFIX
 from weft_registry.kinds.qalora import QaLoraParams
 
@@ -68,9 +69,11 @@ def saved(model: LlamaForCausalLM, config: peft.PeftConfig, directory: Path) -> 
         for name, parameter in adapted.named_parameters():
             if "lora_" in name or "prompt_encoder" in name:
                 parameter.normal_(std=0.3)
+            if "magnitude" in name or "ia3_" in name:
+                parameter.normal_(mean=1, std=0.3)
     adapted.save_pretrained(directory)
     result = logits(adapted)
-    assert not torch.allclose(result, logits(model), atol=1e-3)
+    assert not torch.allclose(result[:, -TOKENS.shape[1] :], logits(model), atol=1e-3)
     return result
 
 
@@ -78,8 +81,6 @@ def written_back(model: LlamaForCausalLM, base: BaseSpec, directory: Path, other
     """The logits of stock PEFT with OUR configuration beside the same tensors."""
     made = peft_format.import_directory(directory, base, other, name="x")
     manifest = validation.validate_directory(made, base)
-    from weft_registry.kinds import kind_schema
-
     params = kind_schema(manifest.kind).parse(manifest.adapter)
     config = peft_format.to_peft(manifest.kind, params, base)
     (made / artifact.CONFIG).write_bytes(peft_format.config_bytes(config))
@@ -137,6 +138,63 @@ def test_lora_means_the_same_here_and_there(case: str, model: LlamaForCausalLM, 
     assert torch.equal(written_back(model, base, tmp_path / "peft", tmp_path / "ours"), theirs)
 
 
+@pytest.mark.parametrize("case", ["a list", "patterns", "patterns with rsLoRA"])
+def test_dora_means_the_same_here_and_there(case: str, model: LlamaForCausalLM, base: BaseSpec, tmp_path: Path) -> None:
+    config = CONFIGS[case]()
+    config.task_type, config.use_dora = "CAUSAL_LM", True
+    theirs = saved(model, config, tmp_path / "peft")
+    manifest = peft_format.derive_manifest(tmp_path / "peft", base, name="x")
+    assert manifest.kind == "dora"
+
+    # Ours, by the definition: m (W + s B A) / ||W + s B A||.
+    params = kind_schema("dora").parse(manifest.adapter)
+    tensors = load_file(tmp_path / "peft" / artifact.WEIGHTS)
+    merged = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in params.target_modules:
+            key = f"{PEFT_PREFIX}{module}"
+            weight = merged.get_submodule(module).weight
+            weight += params.scaling(module) * tensors[f"{key}.lora_B.weight"] @ tensors[f"{key}.lora_A.weight"]
+            weight *= (tensors[f"{key}.lora_magnitude_vector"] / weight.norm(dim=1))[:, None]
+    torch.testing.assert_close(logits(merged), theirs, rtol=1e-4, atol=1e-4)
+
+    assert torch.equal(written_back(model, base, tmp_path / "peft", tmp_path / "ours"), theirs)
+
+
+VECTORS: dict[str, Callable[[], peft.IA3Config]] = {
+    "the paper's": lambda: peft.IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
+    "PEFT's defaults": lambda: peft.IA3Config(),
+    "outputs only": lambda: peft.IA3Config(target_modules=["q_proj", "up_proj"], feedforward_modules=[]),
+    "expressions": lambda: peft.IA3Config(
+        target_modules=r".*layers\.1\..*(o|gate)_proj", feedforward_modules=r".*o_proj"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VECTORS)
+def test_ia3_means_the_same_here_and_there(case: str, model: LlamaForCausalLM, base: BaseSpec, tmp_path: Path) -> None:
+    config = VECTORS[case]()
+    config.task_type = "CAUSAL_LM"
+    theirs = saved(model, config, tmp_path / "peft")
+    manifest = peft_format.derive_manifest(tmp_path / "peft", base, name="x")
+    assert manifest.kind == "ia3"
+    params = kind_schema("ia3").parse(manifest.adapter)
+    tensors = load_file(tmp_path / "peft" / artifact.WEIGHTS)
+    assert len(tensors) == len(params.target_modules)
+
+    # Ours, by the definition: rows of the weight, or columns of a feedforward module's, times the vector.
+    merged = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in params.target_modules:
+            vector = tensors[f"{PEFT_PREFIX}{module}.ia3_l"]
+            assert vector.shape[0 if module in params.feedforward_modules else 1] == 1
+            merged.get_submodule(module).weight *= vector
+    torch.testing.assert_close(logits(merged), theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(written_back(model, base, tmp_path / "peft", tmp_path / "ours"), theirs)
+
+
 @pytest.mark.parametrize("projection", [False, True])
 def test_prefix_means_the_same_here_and_there(
     projection: bool, model: LlamaForCausalLM, base: BaseSpec, tmp_path: Path
@@ -149,6 +207,36 @@ def test_prefix_means_the_same_here_and_there(
     assert manifest.kind == "prefix"
     assert manifest.adapter == {"num_virtual_tokens": 5, "num_layers": 2, "num_kv_heads": 2, "head_dim": 8}
     torch.testing.assert_close(written_back(model, base, tmp_path / "peft", tmp_path / "ours"), theirs)
+
+
+PROMPTS: dict[str, Callable[[], peft.PromptLearningConfig]] = {
+    "random": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "sampled": lambda: peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, prompt_tuning_init="SAMPLE_VOCAB"
+    ),
+    "mlp": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=24),
+    "lstm": lambda: peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=5,
+        encoder_reparameterization_type="LSTM",
+        encoder_hidden_size=16,
+        encoder_num_layers=1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_soft_prompts_mean_the_same_here_and_there(
+    case: str, model: LlamaForCausalLM, base: BaseSpec, tmp_path: Path
+) -> None:
+    """P-tuning too: what PEFT saves of it is the prompt, and prompt tuning with that prompt computes the same."""
+    theirs = saved(model, PROMPTS[case](), tmp_path / "peft")
+    manifest = peft_format.derive_manifest(tmp_path / "peft", base, name="x")
+    assert manifest.kind == "prompt"
+    assert manifest.adapter == {"num_virtual_tokens": 5, "hidden_size": 32}
+    torch.testing.assert_close(written_back(model, base, tmp_path / "peft", tmp_path / "ours"), theirs)
+    config = json.loads((tmp_path / "ours" / artifact.CONFIG).read_text())
+    assert config["peft_type"] == "PROMPT_TUNING"
 
 
 def test_qalora_scales_as_pefts_own_forward() -> None:

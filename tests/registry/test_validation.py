@@ -133,7 +133,11 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown key in the config": (lambda d: config_with(d, gate=2), "unknown key 'gate'"),
     "config that is no JSON": (lambda d: ((d / artifact.CONFIG).write_text("{"), seal(d)), "not UTF-8 JSON"),
     "config with a key twice": (lambda d: ((d / artifact.CONFIG).write_text('{"r":1,"r":2}'), seal(d)), "twice"),
-    "config of another method": (lambda d: config_with(d, peft_type="IA3"), "IA3"),
+    "a picture that is none": (
+        lambda d: ((d / "loss.png").write_bytes(b"<svg onload='run()'/>"), seal(d)),
+        "not a PNG picture",
+    ),
+    "config of another method": (lambda d: config_with(d, peft_type="CPT"), "CPT"),
 }
 
 
@@ -196,7 +200,7 @@ def test_a_manifest_that_is_not_canonical_is_refused(registry: EmbeddedRegistry,
 def test_an_unknown_kind_is_unsupported(registry: EmbeddedRegistry, new_artifact: NewArtifact) -> None:
     directory = new_artifact()
     manifest_with(directory, kind="telepathy")
-    with pytest.raises(UnsupportedError, match="lora, prefix, qalora"):
+    with pytest.raises(UnsupportedError, match=r"lora.*prefix.*prompt.*qalora"):
         registry.publish(NAME, upload_all(registry, directory))
 
 

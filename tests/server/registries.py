@@ -5,7 +5,7 @@ from pathlib import Path
 
 from weft_registry.api import RegistryApi, Version
 from weft_registry.embedded import EmbeddedRegistry
-from weft_registry.errors import UnavailableError
+from weft_registry.errors import UnavailableError, WeftError
 from weft_registry.home import Home
 from weft_server.disk_cache import DiskCache
 from weft_server.residency import Residency
@@ -14,13 +14,15 @@ from weft_server.torch_engine.engine import TorchEngine
 
 
 class Counting(EmbeddedRegistry):
-    """A registry that counts what is asked of it, and can be made to answer nothing."""
+    """A registry that counts what is asked of it, and can be made to answer nothing, or not for some references."""
 
     def __init__(self, home: Home) -> None:
         super().__init__(home)
         self.blobs_read = 0
         self.resolved = 0
         self.reachable = True
+        self.silent: dict[str, WeftError] = {}
+        """What resolving these references raises."""
 
     def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
         self.blobs_read += 1
@@ -30,6 +32,8 @@ class Counting(EmbeddedRegistry):
         self.resolved += 1
         if not self.reachable:
             raise UnavailableError("the registry is not there")
+        if reference in self.silent:
+            raise self.silent[reference]
         return super().resolve(reference)
 
 

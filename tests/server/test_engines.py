@@ -9,6 +9,7 @@ import pytest
 
 from weft_registry.errors import UnsupportedError
 from weft_server.engines import FACTORIES, engine_builder
+from weft_server.vllm_engine.kinds import served
 
 
 def test_the_server_imports_no_engine_before_it_knows_which() -> None:
@@ -24,3 +25,9 @@ def test_an_engine_that_there_is_not_is_refused_with_those_that_there_are() -> N
     assert set(FACTORIES) == {"torch", "vllm"}
     with pytest.raises(UnsupportedError, match="--engine tensorrt: this Weft has the engines torch and vllm"):
         engine_builder("tensorrt")
+
+
+@pytest.mark.parametrize("kind", ["dora", "ia3"])
+def test_a_kind_that_scales_outputs_is_refused_on_vllm_by_name(kind: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"the kind '{kind}'.*--engine torch"):
+        served(kind)

@@ -14,6 +14,7 @@ from weft_adapters.base import StoredBase
 from weft_adapters.kinds.kind import Adapter, MergeRefusedError
 from weft_registry.errors import ExhaustedError
 from weft_registry.kinds import kind_schema
+from weft_registry.kinds.bottleneck import BottleneckParams
 from weft_server.torch_engine.merging import build_overlay
 from weft_server.torch_engine.overlays import OverlayStore
 
@@ -45,12 +46,43 @@ def make_adapters(stored: StoredBase) -> list[RandomAdapter]:
         for kind in ("lora", "qalora", "prefix")
         for seed in (1, 2)
     ]
-    return [*plain, patterned_lora(stored), random_adapter("lora", stored.spec, 4, rank=64, strength=0.2)]
+    prompts = [random_adapter("prompt", stored.spec, seed) for seed in (1, 2)]
+    scales = [
+        random_adapter("dora", stored.spec, 1, strength=0.3),
+        random_adapter("dora", stored.spec, 2, strength=0.3, targets=some(stored, "k_proj", "o_proj")),
+        random_adapter("ia3", stored.spec, 1, strength=0.3),
+        random_adapter("ia3", stored.spec, 2, strength=0.3, targets=some(stored, "v_proj", "down_proj")),
+    ]
+    return [
+        *plain,
+        patterned_lora(stored),
+        random_adapter("lora", stored.spec, 4, rank=64, strength=0.2),
+        *prompts,
+        *scales,
+        *networks(stored),
+    ]
+
+
+def networks(stored: StoredBase) -> list[RandomAdapter]:
+    """At the ends of sublayers: as Pfeiffer has them, as Houlsby has them in one layer, and a fusion."""
+    plain = random_adapter("bottleneck", stored.spec, 1, strength=0.2)
+    params = BottleneckParams(5, "gelu", "output", ("attention", "mlp"), (1,), 0.5)
+    generator = torch.Generator().manual_seed(8)
+    tensors = {
+        name: 0.3 * torch.randn([int(n or 0) for n in spec.shape], generator=generator)
+        for name, spec in kind_schema("bottleneck").tensors(params, stored.spec).items()
+    }
+    fusion = random_adapter("fusion", stored.spec, 1, strength=0.15)
+    return [plain, RandomAdapter("bottleneck", params, tensors), fusion]
+
+
+def some(stored: StoredBase, *names: str) -> list[str]:
+    return [module for module in stored.spec.linears if module.endswith(names)]
 
 
 def mixed(stored: StoredBase) -> tuple[list[RandomAdapter], list[list[int]], list[Adapter[object] | None]]:
     adapters = make_adapters(stored)
-    bound = [adapter.bound(torch.float32) for adapter in adapters]
+    bound = [adapter.bound(torch.float32, stored) for adapter in adapters]
     wearers = [*bound, None, *reversed(bound), None]
     generator = torch.Generator().manual_seed(2)
     prompts = [
@@ -92,18 +124,22 @@ def test_every_adapter_changes_the_answer(tiny_base: Callable[..., AddedBase]) -
     tracer = Tracer(stored)
     base = tracer.run([[1, 2, 3]], [None], 1)[0].logits_SV
     for adapter in make_adapters(stored):
-        own = tracer.run([[1, 2, 3]], [adapter.bound(torch.float32)], 1)[0].logits_SV
+        own = tracer.run([[1, 2, 3]], [adapter.bound(torch.float32, stored)], 1)[0].logits_SV
         assert (own - base).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("index", [0, 2, 6], ids=["lora", "qalora", "patterned lora"])
-def test_merged_rows_and_all_others_stay_right(index: int, tiny_base: Callable[..., AddedBase]) -> None:
+MERGED = {"lora": 0, "qalora": 2, "patterned lora": 6, "dora": 10, "ia3": 12, "ia3 on some": 13}
+
+
+@pytest.mark.parametrize("case", MERGED)
+def test_merged_rows_and_all_others_stay_right(case: str, tiny_base: Callable[..., AddedBase]) -> None:
     stored = tiny_base().stored
     _, prompts, wearers = mixed(stored)
     tracer = Tracer(stored)
     before = tracer.run(prompts, wearers, NEW)
-    adapter = wearers[index]
+    adapter = wearers[MERGED[case]]
     assert adapter is not None
+    assert adapter.kind.name in case
     overlay = build_overlay(stored, tracer.decoder, adapter)
     during = tracer.run(prompts, wearers, NEW, overlay)
     for wearer, a, b in zip(wearers, before, during, strict=True):
@@ -120,10 +156,12 @@ def test_merged_rows_and_all_others_stay_right(index: int, tiny_base: Callable[.
     assert all(same(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("rows", [1, 5], ids=["int4 zeros", "bfloat16 copy and shift"])
-def test_merged_qalora_in_bfloat16_answers_as_unmerged(rows: int, tiny_base: Callable[..., AddedBase]) -> None:
+@pytest.mark.parametrize("rows", [1, 5], ids=["a row", "a batch"])
+@pytest.mark.parametrize("kind", ["qalora", "ia3"])
+def test_merged_int4_in_bfloat16_answers_as_unmerged(kind: str, rows: int, tiny_base: Callable[..., AddedBase]) -> None:
     stored = tiny_base().stored
-    adapter = random_adapter("qalora", stored.spec, 1, strength=0.3).bound(torch.bfloat16)
+    targets = some(stored, "k_proj", "v_proj", "up_proj") if kind == "ia3" else None
+    adapter = random_adapter(kind, stored.spec, 1, strength=0.3, targets=targets).bound(torch.bfloat16)
     tracer = Tracer(stored, torch.bfloat16, copies=True)
     overlay = build_overlay(stored, tracer.decoder, adapter)
     prompts = [[5 + i] for i in range(rows)]
@@ -136,11 +174,27 @@ def test_merged_qalora_in_bfloat16_answers_as_unmerged(rows: int, tiny_base: Cal
         assert near < 0.25 * far
 
 
-def test_a_prefix_cannot_be_merged_and_an_overlay_has_a_limit(tiny_base: Callable[..., AddedBase]) -> None:
+@pytest.mark.parametrize("kind", ["dora", "ia3"])
+def test_scaled_outputs_take_their_biases_as_peft_does_served_and_merged(
+    kind: str, tiny_base: Callable[..., AddedBase]
+) -> None:
+    stored = tiny_base("qwen2").stored
+    assert stored.bias("model.layers.0.self_attn.v_proj") is not None
+    adapter = random_adapter(kind, stored.spec, 1, strength=0.5, targets=some(stored, "k_proj", "v_proj", "up_proj"))
+    prompt = [7, 3, 200, 41, 5]
+    expected = Oracle(stored, [adapter]).logits(adapter.digest, prompt)[-1:]
+    tracer, bound = Tracer(stored), adapter.bound(torch.float32, stored)
+    overlay = build_overlay(stored, tracer.decoder, bound)
+    for found in (tracer.run([prompt], [bound], 1), tracer.run([prompt], [bound], 1, overlay)):
+        torch.testing.assert_close(found[0].logits_SV.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_virtual_tokens_cannot_be_merged_and_an_overlay_has_a_limit(tiny_base: Callable[..., AddedBase]) -> None:
     stored = tiny_base().stored
     tracer = Tracer(stored)
-    with pytest.raises(MergeRefusedError, match="prefix"):
-        build_overlay(stored, tracer.decoder, random_adapter("prefix", stored.spec, 1).bound(torch.float32))
+    for kind in ("prefix", "prompt"):
+        with pytest.raises(MergeRefusedError, match=kind):
+            build_overlay(stored, tracer.decoder, random_adapter(kind, stored.spec, 1).bound(torch.float32))
     lora, store = random_adapter("lora", stored.spec, 1).bound(torch.float32), OverlayStore(1000)
     with pytest.raises(ExhaustedError, match="--overlay-memory"):
         build_overlay(stored, tracer.decoder, lora, reserve=lambda size: store.reserve(lora.digest, size))

@@ -163,24 +163,31 @@ def test_outputs_are_the_formula(rows: int, threads: int) -> None:
     assert_close(found, y, tolerance)
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_merged_rows_take_the_merged_weight(dense: bool) -> None:
+@pytest.mark.parametrize("form", ["minimum", "scale and minimum", "dense"])
+def test_merged_rows_take_the_merged_weight_and_bias(form: str) -> None:
     generator = torch.Generator().manual_seed(1)
     weight = random_weight(64, 64, generator)
     x = torch.randn(20, 64, generator=generator).bfloat16()
     minimum = weight.minimum_NG.float() + torch.randn(weight.minimum_NG.shape, generator=generator)
-    merged = weight.with_minimum(minimum).dequantize(torch.float64)
-    base = int4_weight(weight, None, Arena(int4_bytes(64, 64, GROUP)))
-    if dense:
+    after = weight.with_minimum(minimum)
+    if form == "scale and minimum":
+        # No float16 could hold these scales.
+        after = weight.scaled(1e-6 * torch.randn(64, 1, generator=generator))
+    merged = after.dequantize(torch.float64)
+    bias, merged_bias = torch.randn(64, generator=generator), torch.randn(64, generator=generator)
+    base = int4_weight(weight, bias, Arena(int4_bytes(64, 64, GROUP)))
+    if form == "dense":
         merged = merged.bfloat16().double()
-        other: NativeWeight = dense_weight(merged, GROUP, None, Arena(dense_bytes(64, 64)))
+        other: NativeWeight = dense_weight(merged, GROUP, merged_bias, Arena(dense_bytes(64, 64)))
     else:
-        other = base.with_minimum(minimum)
+        other = base.merged(weight, after, merged_bias)
+        tensors = 2 if form == "scale and minimum" else 1
+        assert other.size_bytes == tensors * 4 * minimum.numel()
     factors = random_factors(4, 64, 64, False, generator)
     wearers = [-1] * 9 + [0] * 6 + [-1] * 5
     found = Bench(2).run(base, x, wearers, [[factors]], [64], merged=(other, 9))
-    y, tolerance = expected(weight.dequantize(torch.float64), None, x, wearers, [[factors]], [64])
-    first, first_tolerance = expected(merged, None, x[:9], [-1] * 9, [], [64])
+    y, tolerance = expected(weight.dequantize(torch.float64), bias, x, wearers, [[factors]], [64])
+    first, first_tolerance = expected(merged, merged_bias, x[:9], [-1] * 9, [], [64])
     assert_close(found[9:], y[9:], tolerance[9:])
     assert_close(found[:9], first, first_tolerance)
 

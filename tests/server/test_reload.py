@@ -9,7 +9,14 @@ import pytest
 from benchmarks.subjects import random_adapter
 from tests.server.registries import Counting, residency, spoil
 from tests.tiny_models import AddedBase
-from weft_registry.errors import CorruptionError, ExhaustedError, NotFoundError
+from weft_registry.errors import (
+    CorruptionError,
+    DeadlineError,
+    ExhaustedError,
+    NotFoundError,
+    UnavailableError,
+    WeftError,
+)
 from weft_registry.reference import AdapterName
 from weft_registry.transfer import push
 from weft_server.reload import Reloader
@@ -147,6 +154,51 @@ async def test_a_registry_that_is_away_stops_nobody_who_is_served(lab: Lab) -> N
     lab.registry.reachable = True
     await reloader.check()
     assert held.resident()[0].reload_problem == ""
+
+
+@pytest.mark.parametrize("error", [UnavailableError, DeadlineError])
+async def test_a_reference_that_the_registry_does_not_answer_for_delays_no_other(
+    lab: Lab, error: type[WeftError]
+) -> None:
+    held, reloader = lab.open()
+    await served(held, "test/a0")
+    await served(held)
+    lab.registry.silent["test/a0"] = error("not this one")
+    lab.move(1)
+    await reloader.check()
+    await reloader.settled()
+    assert await served(held) == lab.digests[1]
+    problems = {resident.digest: resident.reload_problem for resident in held.resident()}
+    assert "not this one" in problems[await served(held, "test/a0")]
+    assert problems[lab.digests[1]] == ""
+
+
+@pytest.mark.parametrize("error", [UnavailableError, DeadlineError])
+async def test_a_registry_that_is_away_is_asked_twice_in_a_round_and_not_for_every_reference(
+    lab: Lab, error: type[WeftError]
+) -> None:
+    held, reloader = lab.open()
+    references = ["test/a0", "test/a1", "test/a2", ALIAS]
+    for reference in references:
+        await served(held, reference)
+        lab.registry.silent[reference] = error("away")
+    asked = lab.registry.resolved
+    await reloader.check()
+    assert lab.registry.resolved == asked + 2
+    assert all("away" in resident.reload_problem for resident in held.resident())
+
+
+async def test_references_that_never_get_an_answer_do_not_keep_the_others_from_theirs(lab: Lab) -> None:
+    held, reloader = lab.open()
+    for reference in ("test/a0", "test/a1", ALIAS):
+        await served(held, reference)
+    for reference in ("test/a0", "test/a1"):
+        lab.registry.silent[reference] = UnavailableError("not this one")
+    lab.move(1)
+    for _ in range(2):
+        await reloader.check()
+        await reloader.settled()
+    assert await served(held) == lab.digests[1]
 
 
 async def test_what_is_yanked_is_refused_from_the_next_look_on(lab: Lab) -> None:

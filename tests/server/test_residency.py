@@ -17,6 +17,7 @@ from tests.tiny_models import AddedBase
 from weft_adapters.binding import WEIGHTS_FILE, bind
 from weft_registry import artifact
 from weft_registry.api import RegistryApi
+from weft_registry.composition import Part
 from weft_registry.errors import CorruptionError, ExhaustedError, NotFoundError, PreconditionError
 from weft_server.residency import Residency
 from weft_server.residents import Tier
@@ -60,6 +61,36 @@ async def test_the_least_recently_used_goes_first_and_comes_back_without_the_reg
     read = registry.blobs_read
     (await held.lease("test/a1")).release()
     assert registry.blobs_read == read
+
+
+async def test_adapters_worn_together_are_made_once_and_stand_by_themselves(
+    engine: TorchEngine, registry: Counting, tmp_path: Path
+) -> None:
+    held = residency(engine, registry, tmp_path)
+    parts = (Part("test/a0", 0.5), Part("test/a1"))
+    leases = await asyncio.gather(*(held.lease_composed(parts) for _ in range(8)))
+    assert len({id(lease.handle) for lease in leases}) == 1
+    assert leases[0].parts == tuple(registry.resolve(f"test/{name}").digest for name in ("a0", "a1"))
+    assert {r.reference: r.leases for r in held.resident()} == {"test/a0*0.5+test/a1": 8, "test/a0": 0, "test/a1": 0}
+    # What it was made of may go; it may go and come again.
+    assert await held.unload("test/a0") > 0
+    for lease in leases:
+        lease.release()
+    held.evict_idle()
+    assert resident(held) == []
+    again = await held.lease_composed(parts)
+    assert again.digest == leases[0].digest
+    again.release()
+    alone = await held.lease_composed((Part("test/a0"),))
+    assert alone.digest == registry.resolve("test/a0").digest
+    alone.release()
+
+
+async def test_a_part_that_fails_frees_the_others(engine: TorchEngine, registry: Counting, tmp_path: Path) -> None:
+    held = residency(engine, registry, tmp_path)
+    with pytest.raises(NotFoundError):
+        await held.lease_composed((Part("test/a0"), Part("test/none"), Part("test/a1", 2.0)))
+    assert {r.reference: r.leases for r in held.resident()} == {"test/a0": 0, "test/a1": 0}
 
 
 async def test_what_is_leased_or_merged_is_never_evicted(

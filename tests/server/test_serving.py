@@ -21,7 +21,10 @@ from benchmarks.subjects import random_adapter
 from tests.server.homes import KINDS, prepare
 from tests.server.processes import start
 from tests.tiny_models import AddedBase
+from weft_adapters.kinds import KINDS as ALL_KINDS
 from weft_client import AsyncInferenceClient, InferenceClient, RegistryClient
+from weft_client.messages import Worn
+from weft_client.results import Completion
 from weft_registry import errors
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
@@ -64,6 +67,46 @@ def test_one_mixed_batch_answers_as_each_request_alone(client: InferenceClient) 
         assert list(pool.map(ask, adapters)) == alone
     assert len({text for text, _ in alone}) == 4
     assert alone[0][1] == ""
+
+
+def test_adapters_worn_together_answer_as_their_sum(client: InferenceClient, served: Served) -> None:
+    def ask(adapter: Worn) -> Completion:
+        return client.generate("what is the capital", adapter, max_new_tokens=24, ignore_eos=True)
+
+    base, lora, qalora = ask(""), ask("test/lora"), ask("test/qalora")
+    halves = ask([("test/lora", 0.5), ("test/lora:production", 0.5)])
+    assert halves.text == lora.text
+    assert halves.part_digests == (lora.adapter_digest,) * 2
+    assert halves.adapter_digest not in ("", lora.adapter_digest)
+    assert ask(["test/lora", ("test/lora", -1)]).text == base.text
+    assert ask(["test/lora"]).adapter_digest == lora.adapter_digest
+    both = ask(["test/lora", ("test/qalora", 0.5)])
+    assert len({both.text, base.text, lora.text, qalora.text}) == 4
+    assert {r.reference: r.kind for r in client.resident().adapters}["test/lora+test/qalora*0.5"] == "composed"
+    # Beside others, and by another order of arrival, the same.
+    wearers: list[Worn] = ["", ["test/lora", ("test/qalora", 0.5)], "test/prefix", [("test/lora", 0.5)] * 2]
+    with ThreadPoolExecutor(len(wearers)) as pool:
+        found = list(pool.map(ask, wearers))
+    assert [c.text for c in found] == [base.text, both.text, ask("test/prefix").text, lora.text]
+
+
+BAD_COMPOSITIONS: dict[str, tuple[Worn, type[errors.WeftError], str]] = {
+    "prefix in a sum": (["test/lora", "test/prefix"], errors.UnsupportedError, "prefix"),
+    "prefix first": (["test/prefix", "test/lora"], errors.UnsupportedError, "prefix"),
+    "a part that is not there": (["test/lora", "test/lorra"], errors.NotFoundError, "test/lora"),
+    "a weight that is none": ([("test/lora", float("nan"))], errors.InvalidInputError, r"adapters\[0\].weight"),
+    "a weight that overflows": ([("test/lora", 1e39), "test/lora"], errors.InvalidInputError, "finite"),
+    "too many": (["test/lora"] * 17, errors.InvalidInputError, "at most 16"),
+    "no name": (["test/lora", ""], errors.InvalidInputError, r"adapters\[1\].adapter_id: is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMPOSITIONS)
+def test_what_cannot_be_worn_together_is_refused_and_frees_its_parts(case: str, client: InferenceClient) -> None:
+    worn, error, message = BAD_COMPOSITIONS[case]
+    with pytest.raises(error, match=message):
+        client.generate("fox", worn)
+    assert all(resident.lease_count == 0 for resident in client.resident().adapters)
 
 
 def test_a_stream_spells_the_unary_answer_and_ends_with_the_resolved_digest(
@@ -207,8 +250,8 @@ def test_health_and_reflection_answer(served: Served) -> None:
 def test_model_info_tells_base_and_kinds(client: InferenceClient, served: Served) -> None:
     info = client.model_info()
     assert info.base_name == served.base.name
-    assert set(info.kinds) == set(KINDS)
-    assert set(info.mergeable_kinds) == {"lora", "qalora"}
+    assert set(info.kinds) == set(ALL_KINDS)
+    assert {"lora", "qalora"} <= set(info.mergeable_kinds) <= set(ALL_KINDS) - {"prefix", "prompt"}
     assert info.dtype == "float32"
 
 

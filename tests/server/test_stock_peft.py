@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
 from benchmarks.oracles import dense_model
 from tests.server.processes import start
@@ -28,8 +28,17 @@ CONFIGS: dict[str, Any] = {
         rank_pattern={"v_proj": 2},
         alpha_pattern={r"layers\.0\.mlp\.up_proj": 32},
     ),
+    "dora": lambda: LoraConfig(task_type="CAUSAL_LM", r=4, use_dora=True, target_modules=["q_proj", "down_proj"]),
+    "ia3": lambda: IA3Config(task_type="CAUSAL_LM"),
     "untyped": lambda: LoraConfig(r=4, target_modules=["o_proj"]),
     "prefix": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prompt": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "p-tuning": lambda: PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=5,
+        encoder_reparameterization_type="LSTM",
+        encoder_hidden_size=32,
+    ),
 }
 PROMPT = [3, 1, 4, 1, 5, 9]
 
@@ -43,7 +52,9 @@ def test_stock_peft_adapters_serve_as_peft_computes_them(tiny_base: Callable[...
         torch.manual_seed(seed)
         model = get_peft_model(dense_model(base.stored), config())
         for tensor in (t for t in model.parameters() if t.requires_grad):
-            torch.nn.init.normal_(tensor, std=0.5 if name == "prefix" else 0.2)
+            torch.nn.init.normal_(tensor, std=0.5 if name in ("prefix", "prompt") else 0.2)
+            if name == "ia3":
+                tensor.data += 1
         model.eval().save_pretrained(tmp_path / name)
         ids = torch.tensor([PROMPT])
         with torch.inference_mode():
@@ -75,7 +86,7 @@ def test_stock_peft_adapters_serve_as_peft_computes_them(tiny_base: Callable[...
     assert found == expected
 
 
-@pytest.mark.parametrize("change", ["use_dora", "lora_bias"])
+@pytest.mark.parametrize("change", ["lora_bias"])
 def test_what_stock_peft_can_do_and_weft_cannot_is_refused_by_name_and_not_stored(
     change: str, tiny_base: Callable[..., AddedBase], tmp_path: Path
 ) -> None:

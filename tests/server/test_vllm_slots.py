@@ -51,12 +51,50 @@ def test_the_workers_memory_has_room_for_all_that_residency_may_hold(plan: Calla
     )
 
 
+def test_a_slot_for_qalora_alone_has_an_a_for_pooled_inputs_only(
+    plan: Callable[..., Slots], tiny_base: Callable[..., AddedBase]
+) -> None:
+    spec = tiny_base().stored.spec
+    group = spec.fingerprint.quant.group_size
+    pooled = sum(8 * n_in // group + n_out * 8 for n_out, n_in in spec.linears.values())
+    slots = plan(pooled=True)
+    assert slots.pooled_slot_bytes == 2 * pooled
+    # One that holds any kind has both.
+    assert slots.slot_bytes == plan().slot_bytes + 2 * sum(8 * n_in // group for _, n_in in spec.linears.values())
+    assert plan().lora_slots == plan().max_loras
+
+
+def test_memory_decides_how_many_slots_hold_a_lora_and_half_of_them_do_at_least(plan: Callable[..., Slots]) -> None:
+    assert plan(pooled=True).lora_slots == plan(pooled=True).max_loras == 32
+    one = plan(pooled=True).slot_bytes
+    for count in (2, 3, 9, 20, 40, 63):
+        slots, whole = plan(pooled=True, adapter_bytes=count * one), plan(adapter_bytes=count * one)
+        assert slots.reserved_bytes <= count * one // 2
+        assert (slots.max_loras + 1) // 2 <= slots.lora_slots <= slots.max_loras
+        # What whole slots had room for, and more where an A is left out.
+        assert slots.max_loras >= min(32, count // 2)
+        assert slots.max_loras + slots.lora_slots <= 2 * whole.max_loras + 1
+    assert plan(pooled=True, adapter_bytes=20 * one).max_loras > plan(adapter_bytes=20 * one).max_loras
+
+
+def test_who_wants_so_many_slots_for_lora_gets_them(plan: Callable[..., Slots]) -> None:
+    one = plan(pooled=True).slot_bytes
+    few = plan(pooled=True, adapter_bytes=20 * one, lora_slots=1)
+    assert few.lora_slots == 1
+    assert few.max_loras > plan(pooled=True, adapter_bytes=20 * one).max_loras
+    assert few.reserved_bytes <= 10 * one
+    assert plan(pooled=True, max_loras=6, lora_slots=2).max_loras == 6
+    assert plan(pooled=True, max_loras=6).lora_slots == 6
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_rank": 24}, "max_lora_rank=24: vLLM knows 1, 8, 16"),
         ({"adapter_bytes": 100}, r"--adapter-memory 100: one slot .* give at least \d+ bytes"),
         ({"adapter_bytes": 1 << 20, "max_loras": 1000}, r"max_loras=1000: so many slots take \d+ bytes"),
+        ({"pooled": True, "max_loras": 4, "lora_slots": 5}, "5 of 4 slots for LoRA: there are from 1 to all"),
+        ({"pooled": True, "lora_slots": 500}, "500 of 32 slots for LoRA"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_numbers(

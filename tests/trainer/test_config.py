@@ -8,8 +8,8 @@ import pytest
 from weft_registry import canonical
 from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_trainer import config as configs
-from weft_trainer import options
-from weft_trainer.options import LowRankOptions, PrefixOptions
+from weft_trainer import data_config, options, templates
+from weft_trainer.options import LoraOptions, LowRankOptions, PrefixOptions
 
 MINIMAL = "base: b\nmethod: lora\noutput: out/x\ndata: {train: t.jsonl}\n"
 
@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_defaults_fill_what_the_file_leaves_out(file: Path) -> None:
     config = configs.load(file)
-    assert (config.adapter_name, config.adapter, config.training.batch_size) == ("x", LowRankOptions(), 16)
+    assert (config.adapter_name, config.adapter, config.training.batch_size) == ("x", LoraOptions(), 16)
     assert config.data.train == Path("t.jsonl")
 
 
@@ -45,12 +45,12 @@ def test_the_method_decides_what_its_block_may_say(file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("training.learning_rat=1", "training.learning_rat: unknown key; did you mean 'learning_rate'"),
-        ("trainin.steps=1", "trainin: unknown key; did you mean 'training'"),
+        ("training.learning_rat=1", "training.learning_rat: unknown key; nearest: learning_rate"),
+        ("trainin.steps=1", "trainin: unknown key; nearest: training"),
         ("training.steps=0", "training.steps: 0, but at least 1"),
         ("training.steps=many", "training.steps: expected a whole number"),
         ("training.learning_rate=.nan", "training.learning_rate: expected a number"),
-        ("training.dtype=bfloat17", "did you mean 'bfloat16'"),
+        ("training.dtype=bfloat17", "nearest: bfloat16"),
         ("training.resume=1", "training.resume: expected true or false"),
         ("method=lorra", "method: 'lorra' is not one of lora"),
         ("data.train=", "data.train: expected a path"),
@@ -63,6 +63,136 @@ def test_the_method_decides_what_its_block_may_say(file: Path) -> None:
 def test_a_wrong_override_is_refused_by_name(file: Path, override: str, says: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         configs.load(file, [override])
+    assert says in caught.value.message
+    assert "override" in caught.value.message
+
+
+WRONG = """base: b
+method: lora
+output: out/x
+data:
+  train:
+    - {path: a.jsonl, weight: 1}
+    - path: b.jsonl
+      wieght: 2
+training:
+  steps: 3
+  learnin_rate: 1e-3
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("wieght", "weight"), "run.yaml:11:3: training.learnin_rate: unknown key; nearest: learning_rate"),
+        (("learnin_rate", "learning_rate"), "run.yaml:8:7: data.train[1].wieght: unknown key; nearest: weight"),
+        (("steps: 3", "steps: -3"), "run.yaml:10:3: training.steps: -3, but at least 1"),
+        (("method: lora", "method: lorra"), "run.yaml:2:1: method: 'lorra' is not one of"),
+        (("base: b\n", ""), "run.yaml: base: missing"),
+        (
+            ("    - path: b.jsonl\n      wieght: 2\n", "    - {weight: 2}\n"),
+            "run.yaml:7:7: data.train[1].path: missing",
+        ),
+        (("steps: 3", "steps: 3\n  steps: 4"), "run.yaml:11:3: steps: said already in line 10; keep one of the two"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_line_and_column(
+    tmp_path: Path, change: tuple[str, str], says: str
+) -> None:
+    path, text = tmp_path / "run.yaml", WRONG.replace(*change)
+    for fixed, right in (("wieght", "weight"), ("learnin_rate", "learning_rate")):
+        if fixed not in says:
+            text = text.replace(fixed, right)
+    path.write_text(text)
+    with pytest.raises(InvalidInputError) as caught:
+        configs.load(path)
+    assert f"{tmp_path}/{says}" in caught.value.message
+
+
+def test_a_key_that_a_dataclass_refuses_has_its_line_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL.replace("lora", "p_tuning") + "adapter:\n  encoder: mlp\n  encoder_num_layers: 3\n")
+    with pytest.raises(InvalidInputError, match=r"run\.yaml:7:3: adapter\.encoder_num_layers"):
+        configs.load(path)
+
+
+def test_an_override_takes_the_place_of_the_line_it_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL + "training: {steps: 3, seed: x}\n")
+    with pytest.raises(InvalidInputError, match=r"^override training\.seed=-1: training\.seed: -1"):
+        configs.load(path, ["training.seed=-1"])
+    with pytest.raises(InvalidInputError, match=r"^override training=\{sed: 1\}: training\.sed: unknown key"):
+        configs.load(path, ["training={sed: 1}"])
+    assert configs.load(path, ["training={seed: 1}"]).training.seed == 1
+
+
+def test_an_override_reaches_into_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL.replace("t.jsonl", "[{path: a.jsonl, weight: 1}, {path: b.jsonl, weight: 2}]"))
+    config = configs.load(path, ["data.train.1.weight=5"])
+    assert [dataset.weight for dataset in config.data.training_sets] == [1, 5]
+    with pytest.raises(InvalidInputError, match="a list of 2, and '2' is no index"):
+        configs.load(path, ["data.train.2.weight=5"])
+
+
+def test_merge_keys_and_anchors_are_read_and_located(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL + "training:\n  <<: &common {steps: 3, seed: 1}\n  seed: 2\n")
+    assert (configs.load(path).training.steps, configs.load(path).training.seed) == (3, 2)
+    path.write_text(path.read_text().replace("steps: 3", "steps: 0"))
+    with pytest.raises(InvalidInputError, match=r"run\.yaml:6:\d+: training\.steps: 0"):
+        configs.load(path)
+
+
+WHOLE = {
+    "lora": ["adapter.r=4", "adapter.layers=[1, 2]", "adapter.rank_pattern={q_proj: 4}", "adapter.dropout=1e-5"],
+    "qalora": ["adapter.layers=top:8", "training.learning_rate=3e-7", "training.steps=5", "name=yes it is"],
+    "prefix": ["adapter.init_text='a: b\\n- é'", "data.eval=held.jsonl", "training.tensorboard=logs/x"],
+    "p_tuning_v2": ["data.train=[{path: a, weight: 0.25}, {path: b, weight: 1e-3}]", "data.packing=true"],
+}
+
+
+@pytest.mark.parametrize("method", WHOLE)
+def test_the_printed_configuration_loads_to_the_same_run(file: Path, tmp_path: Path, method: str) -> None:
+    config = configs.load(file, [f"method={method}", *WHOLE[method]])
+    (tmp_path / "printed.yaml").write_text(config.as_yaml())
+    again = configs.load(tmp_path / "printed.yaml")
+    assert again == config
+    assert again.digest() == config.digest()
+    assert "learning_rate" in config.as_yaml(), "defaults are printed"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("[]", "data.train: no file at all"),
+        ("[{path: a, weight: 1}, {path: b}]", "data.train: b has no weight, and others have"),
+        ("[{path: a, weight: 0}]", "data.train[0].weight: 0.0, but it must be above 0"),
+        ("[{path: a, templates: t.yaml, format: alpaca}]", "data.train[0].format: templates decide"),
+        ("[{path: a, phrasings: 2}]", "data.train[0].phrasings: it counts templates"),
+        ("[{path: a, format: alpacca}]", "nearest: alpaca"),
+        ("5", "data.train: expected a path or a mapping, found 5"),
+    ],
+)
+def test_files_that_cannot_be_mixed_are_refused(file: Path, data: str, says: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        configs.load(file, [f"data.train={data}"])
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.train=[{path: a, weight: 1}]", "data.mixing_maximum=5"], "data.mixing_maximum: without effect"),
+        (["data.train=[{path: a, format: alpaca}]", "data.format=alpaca"], "data.format: without effect"),
+        (["data.eval=[{path: a, weight: 1}]"], "data.eval[0].weight: without effect on evaluation"),
+        (["data.eval=e", "data.train=[{path: a, eval_fraction: 0.5}]"], "data.train[0].eval_fraction: without effect"),
+        (["method=fusion", "adapter.parts=[n/a@v1, n/b@v1]", "data.packing=true"], "data.packing: fusion is not known"),
+    ],
+)
+def test_settings_without_effect_are_refused(file: Path, overrides: list[str], says: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        configs.load(file, overrides)
     assert says in caught.value.message
 
 
@@ -86,7 +216,7 @@ def test_the_digest_follows_the_configuration(file: Path) -> None:
     assert configs.load(file, ["training.seed=1"]).digest() != config.digest()
 
 
-@pytest.mark.parametrize("module", [configs, options])
+@pytest.mark.parametrize("module", [configs, data_config, options, templates])
 def test_every_field_is_documented(module: object) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text())  # type: ignore[attr-defined]
     for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +10,9 @@ import pytest
 
 from tests.tiny_models import AddedBase
 from weft_registry import digest as digests
-from weft_registry.errors import InvalidInputError, NotFoundError
+from weft_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
 from weft_server.tokenizer import Tokenizer
-from weft_trainer.data import BaseTokenizer, tokenize
+from weft_trainer.data import BaseTokenizer, Example, tokenize
 from weft_trainer.rows import Message, Row, choose, hold_out, read_rows
 
 
@@ -36,6 +38,10 @@ def test_both_forms_are_read_and_the_file_is_hashed(tmp_path: Path) -> None:
     ("row", "says"),
     [
         ({"prompt": "a"}, "found the keys ['prompt']"),
+        ({"prompt": "a", "completion": "b", "messages": []}, "fit prompt-completion and messages"),
+        ({"instruction": "a", "output": 3}, "output: expected text that is not empty, found 3"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "from: 'bot' is not one of human"),
+        ({"conversations": [{"from": "gpt"}]}, "conversations: expected"),
         ({"prompt": "a", "completion": ""}, "completion: expected text that is not empty"),
         ({"prompt": 1, "completion": "b"}, "prompt: expected text"),
         ({"messages": [{"role": "user", "content": "x"}]}, "at least two"),
@@ -52,6 +58,116 @@ def test_a_malformed_row_is_refused_with_its_line(tmp_path: Path, row: object, s
     assert says in caught.value.message
 
 
+FORMS = {
+    "prompt-completion": ({"prompt": "a", "completion": " b"}, Row("a", " b")),
+    "messages": (
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes", "name": None}]},
+        Row((Message("user", "hi"),), "yes"),
+    ),
+    "alpaca": (
+        {"instruction": "Add.", "input": "1 2", "output": "3", "history": [["q", "a"]], "system": "Be brief."},
+        Row(
+            (
+                Message("system", "Be brief."),
+                Message("user", "q"),
+                Message("assistant", "a"),
+                Message("user", "Add.\n1 2"),
+            ),
+            "3",
+        ),
+    ),
+    "sharegpt": (
+        {
+            "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}],
+            "system": "Be brief.",
+        },
+        Row((Message("system", "Be brief."), Message("user", "hi")), "yes"),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("container", ["JSONL", "JSON array", "Parquet"])
+def test_every_format_is_detected_in_every_container(tmp_path: Path, form: str, container: str) -> None:
+    value, wanted = FORMS[form]
+    path = tmp_path / "data"
+    if container == "Parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist([value | {"id": 1}] * 2), path)
+    elif container == "JSONL":
+        write(path, value | {"id": 1}, value | {"id": 2})
+    else:
+        path.write_text(json.dumps([value | {"id": 1}, value | {"id": 2}], indent=1))
+    rows = read_rows(path, "train")
+    assert rows.rows == (wanted, wanted)
+    assert (rows.reading.container, rows.forms) == (container, {form: 2})
+    assert rows.reading.unused == (("id", 2),)
+    assert read_rows(path, "train", form).rows == rows.rows
+
+
+def test_a_forced_format_refuses_other_records(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": "b", "messages": []})
+    assert read_rows(path, "train", "prompt-completion").rows == (Row("a", "b"),)
+    with pytest.raises(InvalidInputError, match=r"d\.jsonl:1: expected alpaca, which has instruction, output"):
+        read_rows(path, "train", "alpaca")
+
+
+def test_conversational_prompts_and_completions_are_joined(tmp_path: Path) -> None:
+    record = {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}
+    assert read_rows(write(tmp_path / "d.jsonl", record), "train").rows == (Row((Message("user", "q"),), "a"),)
+
+
+def test_records_of_an_array_are_named_by_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text('[\n{"prompt": "a",\n "completion": "b"},\n\n{"prompt": "a"}]')
+    with pytest.raises(InvalidInputError, match=r"d\.json:5: expected"):
+        read_rows(path, "train")
+    for text, says in (
+        ('[{"prompt": "a"', r"d\.json:1: not a JSON array"),
+        ("[1 2]", "expected ',' or ']'"),
+        ("[1] 2", "something follows"),
+        ("[]", "no examples"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InvalidInputError, match=says):
+            read_rows(path, "train")
+
+
+def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "d").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(InvalidInputError, match="not Parquet"):
+        read_rows(tmp_path / "d", "train")
+
+
+def test_parquet_without_pyarrow_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "d").write_bytes(b"PAR1")
+    with pytest.raises(UnsupportedError, match="needs pyarrow"):
+        read_rows(tmp_path / "d", "train")
+
+
+def test_dropped_records_are_counted_by_reason_with_their_lines(tmp_path: Path, tokenizer: BaseTokenizer) -> None:
+    good = {"prompt": "the old cat", "completion": " yes"}
+    path = tmp_path / "d.jsonl"
+    lines = [good, {"prompt": "x"}, good | {"completion": ""}, good, good | {"completion": 7}, good | {"source": "web"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{oops\n")
+    rows = read_rows(path, "train", invalid="drop")
+    assert [row.number for row in rows.rows] == [1, 4, 6]
+    assert [(group.count, group.numbers) for group in rows.reading.left_out] == [(2, (3, 5)), (1, (2,)), (1, (7,))]
+    text = tokenize(rows, tokenizer, 64).describe()
+    assert "2 left out, completion: expected text that is not empty: lines 3, 5" in text
+    assert "JSONL; prompt-completion 3" in text
+    assert "keys not used: source (1 times)" in text
+    assert tokenize(rows, tokenizer, 64).provenance()["left_out"] == 4
+    with pytest.raises(InvalidInputError, match=r"d\.jsonl:2: .*data\.invalid=drop leaves such records out"):
+        read_rows(path, "train")
+    with pytest.raises(InvalidInputError, match="no examples: expected"):
+        read_rows(write(tmp_path / "none.jsonl", {"x": 1}, {"y": 1}), "train", invalid="drop")
+
+
 def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         read_rows(tmp_path / "none.jsonl", "train")
@@ -66,6 +182,7 @@ def test_holding_out_depends_on_the_seed_alone(tmp_path: Path) -> None:
     assert set(train.rows) | set(held.rows) == set(rows.rows)
     assert hold_out(rows, 0.25, seed=3) == (train, held)
     assert hold_out(rows, 0.25, seed=4)[1] != held
+    assert (train.forms, held.forms) == ({"prompt-completion": 15}, {"prompt-completion": 5})
     assert len(choose(rows, 7, seed=0).rows) == 7
     with pytest.raises(InvalidInputError, match="holds out 0"):
         hold_out(rows, 0.01, seed=0)
@@ -103,6 +220,90 @@ def test_long_examples_lose_the_start_of_their_prompt_and_are_counted(tmp_path: 
     assert list(dataset.examples[0].ids[:kept]) == whole[-kept:]
     with pytest.raises(InvalidInputError, match="max_length"):
         tokenize(choose(read_rows(path, "train"), 1, seed=5), tokenizer, 2)
+
+
+def test_alpaca_without_a_chat_template_is_stanfords_prompt(
+    tmp_path: Path, tiny_source: Callable[..., Path], tokenizer: BaseTokenizer
+) -> None:
+    path = write(
+        tmp_path / "d.jsonl",
+        {"instruction": "Add.", "input": "", "output": "3"},
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+    )
+    rows = read_rows(path, "train").rows
+    chat = tokenizer.prompt(rows[1])
+    assert chat == tokenizer.prompt(Row((Message("user", "Add.\n1 2"),), "3"))
+    directory = tmp_path / "plain"
+    shutil.copytree(tiny_source("llama"), directory)
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        if (directory / name).exists():
+            settings = json.loads((directory / name).read_text()) if name.endswith("json") else {}
+            settings.pop("chat_template", None)
+            (directory / name).write_text(json.dumps(settings)) if settings else (directory / name).unlink()
+    plain = BaseTokenizer(directory)
+    expected = "appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
+    assert plain.prompt(rows[1])[-len(plain.completion(expected)) :] == plain.completion(expected)
+    assert "### Input" not in str(rows[0].plain)
+    with pytest.raises(InvalidInputError, match="no chat template"):
+        plain.prompt(Row((Message("user", "hi"),), "x"))
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "hi there"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "cat or fox"},
+    {"role": "assistant", "content": "the quick fox"},
+]
+
+
+def learnt(example: Example) -> list[list[int]]:
+    return [list(example.ids[start:end]) for start, end in example.spans]
+
+
+def test_every_answer_is_learnt_exactly_as_if_it_were_the_last(tmp_path: Path, tokenizer: BaseTokenizer) -> None:
+    rows = read_rows(write(tmp_path / "d.jsonl", {"messages": TALK}), "train")
+    (last,) = tokenize(rows, tokenizer, 256).examples
+    (both,) = tokenize(rows, tokenizer, 256, "all").examples
+    first = tokenizer.prompt(Row(tuple(Message(**turn) for turn in TALK[:2]), "yes"))
+    assert both.ids == last.ids
+    assert learnt(last) == [[*tokenizer.completion("the quick fox"), tokenizer.eos]]
+    assert learnt(both) == [[*tokenizer.completion("yes"), tokenizer.eos], *learnt(last)]
+    assert list(both.ids[: both.spans[0][0]]) == first
+    assert (both.completion_length, both.prompt_length) == (sum(map(len, learnt(both))), last.prompt_length)
+
+
+def test_answers_that_do_not_continue_each_other_become_examples_of_their_own(
+    tmp_path: Path, tokenizer: BaseTokenizer
+) -> None:
+    class Forgetful(BaseTokenizer):
+        """A template that writes earlier answers in another way, as those do that drop thoughts."""
+
+        def __init__(self) -> None:
+            self.__dict__ = tokenizer.__dict__
+
+        def prompt(self, row: Row) -> list[int]:
+            turns = [m if m.role != "assistant" else Message(m.role, m.content[1:]) for m in row.prompt]  # type: ignore
+            return super().prompt(Row(tuple(turns), ""))
+
+    rows = read_rows(write(tmp_path / "d.jsonl", {"messages": TALK}), "train")
+    found = tokenize(rows, Forgetful(), 256, "all")
+    assert [learnt(example) for example in found.examples] == [
+        [[*tokenizer.completion("yes"), tokenizer.eos]],
+        [[*tokenizer.completion("the quick fox"), tokenizer.eos]],
+    ]
+    assert "1 conversations are several examples" in found.describe()
+
+
+def test_a_shortened_conversation_loses_the_answers_that_are_cut_into(tmp_path: Path, tokenizer: BaseTokenizer) -> None:
+    rows = read_rows(write(tmp_path / "d.jsonl", {"messages": TALK}), "train")
+    (whole,) = tokenize(rows, tokenizer, 256, "all").examples
+    start, _ = whole.spans[0]
+    (kept,) = tokenize(rows, tokenizer, len(whole.ids) - start + 1, "all").examples
+    assert learnt(kept) == learnt(whole)
+    short = tokenize(rows, tokenizer, len(whole.ids) - start, "all")
+    assert learnt(short.examples[0]) == learnt(whole)[1:]
+    assert short.truncated_at == (1,)
 
 
 def test_the_end_token_is_one_that_a_server_stops_at(tiny_base: Callable[..., AddedBase]) -> None:

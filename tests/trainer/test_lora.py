@@ -18,9 +18,9 @@ from weft_trainer.config import TrainConfig
 from weft_trainer.data import BaseTokenizer
 from weft_trainer.methods import METHODS
 from weft_trainer.model import build
-from weft_trainer.options import LowRankOptions
+from weft_trainer.options import LoraOptions
 
-OPTIONS = LowRankOptions(
+OPTIONS = LoraOptions(
     r=4, alpha=6.0, layers=(1, 2), rank_pattern={"q_proj": 2}, alpha_pattern={"model.layers.2.mlp.up_proj": 3.0}
 )
 
@@ -28,7 +28,7 @@ OPTIONS = LowRankOptions(
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
 def test_loss_and_gradients_are_stock_pefts(deep_base: AddedBase, rslora: bool, dense: bool) -> None:
-    options = LowRankOptions(**{**vars(OPTIONS), "use_rslora": rslora})
+    options = LoraOptions(**{**vars(OPTIONS), "use_rslora": rslora})
     tokenizer = BaseTokenizer(deep_base.stored.tokenizer_dir)
     params = METHODS["lora"].params(options, deep_base.stored.spec, tokenizer)
     ours = METHODS["lora"].attach(build(deep_base.stored, torch.float32, dense=dense), params, options, tokenizer)
@@ -73,7 +73,7 @@ def test_a_trained_adapter_loads_in_stock_peft_with_equal_logits(
     theirs = PeftModel.from_pretrained(dense_model(deep_base), str(artifact))
     method = METHODS["lora"]
     tokenizer = BaseTokenizer(deep_base.stored.tokenizer_dir)
-    options = LowRankOptions(r=4, layers="top:2", rank_pattern={"q_proj": 2})
+    options = LoraOptions(r=4, layers="top:2", rank_pattern={"q_proj": 2})
     ours = method.bare(build(deep_base.stored, torch.float32), method.params(options, deep_base.stored.spec, tokenizer))
     tensors = load_file(str(artifact / "adapter_model.safetensors"))
     assert any(bool(t.any()) for n, t in tensors.items() if "lora_B" in n), "training must have moved B"

@@ -13,19 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from tests.vllm.tiny import OPTIONS
+from tests.vllm.tiny import SHAPE as TINY_SHAPE
 from weft_registry import artifact
 from weft_registry import digest as digests
 from weft_server.vllm_engine.prefix_request import PrefixAdapter, prefix_request
 
-HIDDEN, LAYERS, HEADS, HEAD_DIM = 64, 2, 2, 32
-# An own head: a tied one makes so small a model repeat its last token, whatever it attends to.
-SHAPE: dict[str, Any] = {
-    "hidden_size": HIDDEN,
-    "num_attention_heads": 4,
-    "num_key_value_heads": HEADS,
-    "head_dim": HEAD_DIM,
-    "tie_word_embeddings": False,
-}
+HEADS = 2
+SHAPE: dict[str, Any] = {**TINY_SHAPE, "num_key_value_heads": HEADS}
+HIDDEN, LAYERS, HEAD_DIM = SHAPE["hidden_size"], 2, SHAPE["head_dim"]
 
 
 class Tiny(NamedTuple):
@@ -55,22 +51,13 @@ def started(model_directory: Path, root: Path, **arguments: Any) -> Iterator[Tin
     from weft_server.vllm_engine.prefix_connector import kv_transfer_config
 
     options: dict[str, Any] = {
-        "dtype": "float32",
-        "enforce_eager": True,
-        "distributed_executor_backend": "uni",
-        "block_size": 32,
+        **OPTIONS,
         "num_gpu_blocks_override": 14,
-        "max_model_len": 256,
-        "max_num_batched_tokens": 48,
-        "max_num_seqs": 8,
         "enable_prefix_caching": True,
-        "enable_lora": True,
         # One slot more than adapters: vLLM 0.32 on a CPU gives rows without an adapter the last slot's.
         "max_loras": 3,
-        "max_lora_rank": 8,
         # Not the head: with it vLLM 0.32 on a CPU fails at `prompt_logprobs`, whoever asks for them.
         "lora_target_modules": ["o_proj"],
-        "skip_tokenizer_init": True,
         "worker_extension_cls": "weft_server.vllm_engine.prefix_worker.PrefixWorker",
         "kv_transfer_config": kv_transfer_config(root, 1 << 20),
         "disable_log_stats": False,
@@ -108,11 +95,6 @@ def make_lora(directory: Path, seed: int) -> Path:
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["o_proj"], "bias": "none"}
     (directory / artifact.CONFIG).write_text(json.dumps(config))
     return directory
-
-
-def text(seed: int, length: int) -> list[int]:
-    """A random prompt without special tokens."""
-    return torch.randint(3, 512, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def expected(tiny: Tiny, row: Row) -> list[int]:

@@ -1,6 +1,5 @@
 """Two workers, each with its share of every layer: the same answers, merged, unmerged and with the base alone."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,21 +14,6 @@ from weft_server.vllm_engine.base.merge_file import adapter_merge_file
 pytestmark = pytest.mark.timeout(300)
 
 TOLERANCE = 2e-4
-
-
-@pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weft's entry point as an installed Weft declares it: spawned workers look for it on their path."""
-    metadata = tmp_path / "path" / "weft-0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: weft\nVersion: 0\n")
-    (metadata / "entry_points.txt").write_text(
-        "[vllm.general_plugins]\nweft = weft_server.vllm_engine.plugin:register\n"
-    )
-    monkeypatch.syspath_prepend(str(metadata.parent))
-    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
-    # A fork would keep the locks of this process's threads.
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
 @pytest.mark.usefixtures("plugin")

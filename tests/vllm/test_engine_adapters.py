@@ -3,109 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import queue
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.subjects import RandomAdapter, random_adapter
 from tests.tiny_models import AddedBase
+from tests.vllm.asked import Asked, torch_asked, vllm_asked
 from weft_adapters.kinds import KINDS
-from weft_registry import artifact
 from weft_registry.errors import InvalidInputError, UnsupportedError
-from weft_server.engine import EngineEvent, EngineRequest, FinishEvent, Sampling, TokenEvent
-from weft_server.torch_engine.engine import TorchEngine, TorchEngineOptions
 from weft_server.vllm_engine import kinds
 from weft_server.vllm_engine.engine import VllmEngine
 from weft_server.vllm_engine.options import VllmEngineOptions
 
-PROMPT = (3, 1, 4, 1, 5)
-
-
-class Asked:
-    """An engine, and the tokens that it answers."""
-
-    def __init__(self, engine: Any, directory: Path, base: AddedBase) -> None:
-        self.engine = engine
-        self._directory = directory
-        self._base = base
-        self._events: queue.Queue[EngineEvent] = queue.Queue()
-        engine.start(self._deliver)
-
-    def _deliver(self, events: Sequence[EngineEvent]) -> None:
-        for event in events:
-            self._events.put(event)
-
-    def bind(self, adapter: RandomAdapter) -> Any:
-        directory = self._directory / uuid.uuid4().hex
-        adapter.write(directory, self._base.stored.spec, "test/random")
-        manifest = artifact.read(directory)
-        return self.engine.bind(directory, manifest, manifest.digest())
-
-    def answers(self, handles: Sequence[Any], new: int = 12) -> list[list[int]]:
-        """Greedy tokens of one request for each handle, all at once."""
-        ids = [uuid.uuid4().hex for _ in handles]
-        for request_id, handle in zip(ids, handles, strict=True):
-            request = EngineRequest(request_id, PROMPT, handle, Sampling(), new, 0, frozenset(), None)
-            self.engine.submit(request)
-        tokens: dict[str, list[int]] = {request_id: [] for request_id in ids}
-        left = set(ids)
-        while left:
-            event = self._events.get(timeout=60)
-            if isinstance(event, TokenEvent):
-                tokens[event.request_id].append(event.token_id)
-            else:
-                assert isinstance(event, FinishEvent), event
-                left.remove(event.request_id)
-        return [tokens[request_id] for request_id in ids]
-
 
 @pytest.fixture(scope="module")
 def base(tiny_base: Callable[..., AddedBase]) -> AddedBase:
-    return tiny_base(head_dim=32)
+    # An own head: a tied one makes so small a model repeat its last token, whatever it attends to.
+    return tiny_base(head_dim=32, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="module")
 def vllm(base: AddedBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
-    """Three slots of rank 16, over fewer modules than the model has."""
-    directory = tmp_path_factory.mktemp("engine")
-    options = VllmEngineOptions(
-        cache=directory,
-        dtype="float32",
-        max_batch_size=8,
-        max_active_adapters=3,
-        kv_bytes=1 << 22,
-        adapter_bytes=64 << 20,
-        num_threads=2,
-        arguments={
-            "max_lora_rank": 16,
-            "lora_target_modules": ["qkv_proj", "o_proj", "q_proj", "k_proj", "v_proj", "gate_up_proj"],
-        },
-    )
-    engine = VllmEngine(base.stored, options)
-    yield Asked(engine, directory / "artifacts", base)
-    engine.close()
+    """Three slots of rank 16, over fewer modules than the model has; QA-LoRA takes them as LoRA does."""
+    arguments = {
+        "max_lora_rank": 16,
+        "lora_target_modules": ["qkv_proj", "o_proj", "q_proj", "k_proj", "v_proj", "gate_up_proj"],
+        "additional_config": {"weft_qalora": "expanded"},
+    }
+    with vllm_asked(base, tmp_path_factory.mktemp("engine"), arguments, max_active_adapters=3) as asked:
+        yield asked
 
 
 @pytest.fixture(scope="module")
 def torch_engine(base: AddedBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
-    options = TorchEngineOptions(
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        copies=False,
-        max_batch_size=8,
-        max_prefill_tokens=256,
-        max_waiting=64,
-        kv_bytes=1 << 22,
-        overlay_bytes=1 << 22,
-    )
-    engine = TorchEngine(base.stored, options)
-    yield Asked(engine, tmp_path_factory.mktemp("torch"), base)
-    engine.close()
+    with torch_asked(base, tmp_path_factory.mktemp("torch")) as asked:
+        yield asked
 
 
 def modules(base: AddedBase) -> list[str]:
@@ -116,7 +50,8 @@ def modules(base: AddedBase) -> list[str]:
 def test_more_adapters_than_slots_of_mixed_ranks_answer_as_on_the_other_engine(
     vllm: Asked, torch_engine: Asked, base: AddedBase
 ) -> None:
-    shapes = [("lora", 1), ("qalora", 4), ("lora", 16), ("lora", 8), ("qalora", 16), ("prefix", 0), ("lora", 3)]
+    low_rank = [("lora", 1), ("qalora", 4), ("lora", 16), ("lora", 8), ("qalora", 16), ("lora", 3)]
+    shapes = [*low_rank, ("prefix", 0), ("prompt", 0)]
     adapters = [
         random_adapter(kind, base.stored.spec, seed, rank=rank, strength=0.3, targets=modules(base))
         for seed, (kind, rank) in enumerate(shapes)
@@ -172,6 +107,13 @@ def test_a_kind_without_an_entry_is_refused_by_name(
     ) as caught:
         vllm.bind(random_adapter("lora", base.stored.spec, 1, targets=modules(base)))
     assert caught.value.metadata == {"kind": "lora", "engine": "vllm"}
+
+
+@pytest.mark.parametrize("named", [None, ["q_proj", "model.embed_tokens"]])
+def test_slots_for_the_token_embedding_are_refused(named: list[str] | None, base: AddedBase, tmp_path: Path) -> None:
+    options = VllmEngineOptions(cache=tmp_path, dtype="float32", arguments={"lora_target_modules": named})
+    with pytest.raises(InvalidInputError, match="without embed_tokens"):
+        VllmEngine(base.stored, options)
 
 
 def test_slots_that_do_not_fit_are_refused_before_anything_starts(base: AddedBase, tmp_path: Path) -> None:

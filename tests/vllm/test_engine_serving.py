@@ -93,7 +93,7 @@ def test_the_start_says_what_is_in_force(served: Served) -> None:
     assert "float32 on cpu, vLLM 0." in said
     assert "max_lora_rank=8" in said
     assert "max_num_seqs=32" in said
-    assert "qalora adapters: served as LoRA with A repeated" in said
+    assert "qalora adapters: served on pooled inputs" in said
     assert "32 slots for adapters of rank 8" in said
 
 

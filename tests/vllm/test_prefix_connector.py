@@ -25,8 +25,8 @@ from tests.vllm.prefixes import (
     run,
     same,
     started,
-    text,
 )
+from tests.vllm.tiny import text
 from weft_registry import digest as digests
 from weft_registry.errors import CorruptionError
 

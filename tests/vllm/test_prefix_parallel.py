@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vllm.prefixes import HEAD_DIM, LAYERS, SHAPE, Row, check, make_prefix, run, started, text
+from tests.vllm.prefixes import HEAD_DIM, LAYERS, SHAPE, Row, check, make_prefix, run, started
+from tests.vllm.tiny import text
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.vllm.tiny import OPTIONS, SHAPE, text
 from weft_registry import artifact
 from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError
 from weft_server.vllm_engine.soft_prompts import ENGINE_ARGUMENTS, SoftPrompt, soft_prompt, soft_prompt_request
 
-HIDDEN, LAYERS, LENGTH = 64, 2, 10
+HIDDEN, LAYERS, LENGTH = SHAPE["hidden_size"], 2, 10
 LORA = "base_model.model.model.layers.{}.mlp.down_proj.lora_{}.weight"
 
 
@@ -41,8 +42,7 @@ class Row(NamedTuple):
 def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_source: Callable[..., Path]) -> Iterator[Tiny]:
     from vllm import LLM
 
-    # An own head: a tied one makes so small a model repeat its last token, whatever it attends to.
-    directory = tiny_source("llama", hidden_size=HIDDEN, num_attention_heads=4, head_dim=32, tie_word_embeddings=False)
+    directory = tiny_source("llama", **SHAPE)
     lora, generator = tmp_path_factory.mktemp("lora"), torch.Generator().manual_seed(7)
     tensors = {}
     for layer in range(LAYERS):
@@ -51,21 +51,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_source: Callable[..., Pa
     save_file(tensors, lora / artifact.WEIGHTS)
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["down_proj"], "bias": "none"}
     (lora / artifact.CONFIG).write_text(json.dumps(config))
-    llm = LLM(
-        str(directory),
-        dtype="float32",
-        enforce_eager=True,
-        distributed_executor_backend="uni",
-        block_size=32,
-        max_model_len=256,
-        max_num_batched_tokens=48,
-        max_num_seqs=8,
-        enable_lora=True,
-        max_loras=2,
-        max_lora_rank=8,
-        skip_tokenizer_init=True,
-        **ENGINE_ARGUMENTS,
-    )
+    llm = LLM(str(directory), **OPTIONS, max_loras=2, **ENGINE_ARGUMENTS)
     yield Tiny(llm, AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), lora)
     llm.llm_engine.engine_core.shutdown()
 
@@ -73,10 +59,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_source: Callable[..., Pa
 def random_soft(virtual: int, seed: int) -> SoftPrompt:
     rows_PD = torch.randn(virtual, HIDDEN, generator=torch.Generator().manual_seed(seed))
     return soft_prompt(digests.of_bytes(rows_PD.numpy().tobytes()), rows_PD, HIDDEN, torch.float32)
-
-
-def text(seed: int, length: int) -> list[int]:
-    return torch.randint(3, 512, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def expected(tiny: Tiny, row: Row) -> list[tuple[int, float]]:
@@ -166,5 +148,7 @@ def test_what_does_not_fit_is_refused() -> None:
             soft_prompt("sha256:0", rows, HIDDEN, torch.float32)
     with pytest.raises(InvalidInputError, match="finite"):
         soft_prompt("sha256:0", torch.full((2, HIDDEN), float("nan")), HIDDEN, torch.float32)
+    with pytest.raises(InvalidInputError, match=r"finite in torch\.float16"):
+        soft_prompt("sha256:0", torch.full((2, HIDDEN), 1e6), HIDDEN, torch.float16)
     with pytest.raises(InvalidInputError, match="at least one"):
         soft_prompt_request(random_soft(2, 6), [])

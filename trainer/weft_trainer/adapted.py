@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from weft_trainer.batches import IGNORE
+from weft_trainer.config import TrainingConfig
 from weft_trainer.model import TrainingBase
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What becomes of a trained model in an artifact."""
+
+    params: Any
+    """The kind's parameters (`weft_registry.kinds`)."""
+    tensors: Mapping[str, Tensor]
+    """As `AdaptedModel.export` gives them."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """How they came about, where they are not what was trained."""
+    exact: bool = True
+    """Whether the adapter does what the trained model does; if not, it is scored besides."""
+    read: Callable[[str], Tensor] | None = None
+    """The trained model's weights by the names that transformers gives them, where they themselves were trained."""
 
 
 class AdaptedModel(nn.Module, ABC):
@@ -35,6 +54,15 @@ class AdaptedModel(nn.Module, ABC):
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `export`."""
+
+    def outcome(self, params: Any) -> Outcome:
+        """What the artifact holds, of a method whose parameters are `params`. Raises `PreconditionError` where training
+        made nothing that an artifact could hold."""
+        return Outcome(params, self.export())
+
+    def optimizer(self, training: TrainingConfig) -> Optimizer | None:
+        """The method's own optimizer; None where `training.optimizer` decides."""
+        return None
 
     def completion_logits(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(logits (C, V), reference tokens (C,)) at the positions that predict a completion token, in batch order.

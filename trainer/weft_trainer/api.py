@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
 from weft_trainer import config as configs
 
@@ -60,3 +61,35 @@ def evaluate_artifact(
         artifact, data, report or ConsoleReporter(), base=base, merged=merged, dtype=DTYPES[dtype], rows=rows
     )
     return {"loss": result.loss, "exact_match": result.exact_match, "examples": result.examples}
+
+
+def requantize_base(
+    source: str,
+    name: str,
+    *,
+    bits: int,
+    group_size: int,
+    calibration: Path | None = None,
+    samples: int = 128,
+    length: int = 256,
+    merge: Path | None = None,
+    quiet: bool = False,
+) -> BaseSpec:
+    """`weft base requantize SOURCE NAME`: see `weft_trainer.requantize.requantize`."""
+    from weft_trainer.progress import ConsoleReporter, QuietReporter
+    from weft_trainer.quiet import quiet_transformers
+
+    quiet_transformers()
+    from weft_trainer import requantize as run
+
+    return run.requantize(
+        source,
+        name,
+        QuietReporter() if quiet else ConsoleReporter(),
+        bits=bits,
+        group_size=group_size,
+        calibration=calibration,
+        samples=samples,
+        length=length,
+        merge=merge,
+    )

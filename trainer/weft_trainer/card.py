@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from weft_registry import artifact
 from weft_registry.base import BaseSpec
 from weft_trainer.config import TrainConfig
 from weft_trainer.data import Dataset
-from weft_trainer.score import Score
+from weft_trainer.loop import Fitted
+from weft_trainer.methods import METHODS
 
 
 def model_card(
-    config: TrainConfig, base: BaseSpec, datasets: list[Dataset], score: Score | None, steps: int, parameters: int
+    config: TrainConfig, base: BaseSpec, datasets: list[Dataset], fitted: Fitted, parameters: int, curve: str | None
 ) -> str:
-    """README.md with its YAML front matter."""
+    """README.md with its YAML front matter. `curve` is the file of the loss curve beside it."""
+    score = fitted.score
     front = [
         "---",
         f"base_model: {base.fingerprint.id}",
-        "library_name: peft",
+        *(["library_name: peft"] if artifact.has_config(METHODS[config.method].kind) else []),
         *([f"license: {config.license}"] if config.license else []),
         f"tags: [{config.method}, weft]",
         "---",
@@ -33,8 +36,10 @@ def model_card(
         "| split | file | examples | sha256 |",
         "|---|---|---|---|",
     ]
-    text += [f"| {d.rows.split} | {d.rows.uri} | {len(d.examples)} | `{d.rows.sha256[7:19]}` |" for d in datasets]
-    text += ["", "## Training", "", f"{steps} steps of {_batch(config)} examples, seed {config.training.seed}."]
+    text += [f"| {d.rows.split} | {d.rows.title} | {len(d.examples)} | `{d.rows.sha256[7:19]}` |" for d in datasets]
+    text += ["", "## Training", "", *_training(config, fitted)]
+    if curve is not None:
+        text += ["", f"![The loss over the steps of training]({curve})"]
     if score is not None:
         text += [
             "",
@@ -45,17 +50,59 @@ def model_card(
             f"| loss (nats per completion token) | {score.loss:.6f} |",
             f"| exact match of {score.examples} | {score.exact_match:.4f} |",
         ]
-    text += ["", "## Use", "", "```", f"weft push DIRECTORY NAMESPACE/{config.adapter_name}", "```", ""]
+        for part in score.parts:
+            text.append(f"| exact match of {part.score.examples}, {part.name} | {part.score.exact_match:.4f} |")
+    text += ["", "## Use", "", *_use(config, base)]
+    return "\n".join([*front, "", *text])
+
+
+def _training(config: TrainConfig, fitted: Fitted) -> list[str]:
+    training = config.training
+    examples = training.batch_size * training.gradient_accumulation * training.devices
+    rows = {
+        "steps": f"{fitted.steps} of {examples} examples",
+        "optimizer": training.optimizer,
+        "learning rate": f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup:g}",
+        "weight decay": f"{training.weight_decay:g}",
+        "gradient norm at most": f"{training.max_grad_norm:g}" if training.max_grad_norm else "any",
+        "longest example": f"{config.data.max_length} tokens",
+        "base computed in": training.dtype,
+        "seed": str(training.seed),
+    }
+    return ["| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+
+
+def _use(config: TrainConfig, base: BaseSpec) -> list[str]:
+    name = f"NAMESPACE/{config.adapter_name}"
+    weft = [
+        "Published and served by Weft:",
+        "",
+        "```",
+        f"weft push DIRECTORY {name} --tag v1",
+        "weft serve --base BASE",
+        f'weft generate {name}:v1 "PROMPT"',
+        "```",
+        "",
+    ]
     if config.method == "qalora":
-        text += [
+        return [
+            *weft,
             "QA-LoRA sums its inputs over the groups of the base's quantization and merges exactly into the groups' "
             "minima. It means something only over that base.",
             "",
         ]
-    else:
-        text += ["Stock PEFT loads this directory too, with `PeftModel.from_pretrained`.", ""]
-    return "\n".join([*front, "", *text])
-
-
-def _batch(config: TrainConfig) -> int:
-    return config.training.batch_size * config.training.gradient_accumulation
+    if not artifact.has_config(METHODS[config.method].kind):
+        return weft
+    return [
+        *weft,
+        "Stock PEFT loads this directory too:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f'base = AutoModelForCausalLM.from_pretrained("{base.fingerprint.id}")',
+        'model = PeftModel.from_pretrained(base, "DIRECTORY")',
+        "```",
+        "",
+    ]

@@ -12,46 +12,120 @@ weft train topic.yaml training.learning_rate=5e-4 adapter.layers=all
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from weft_registry import canonical
 from weft_registry import digest as digests
-from weft_registry.errors import InvalidInputError, NotFoundError
+from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.schema import format_decimal
+from weft_registry.names import nearest
 from weft_trainer import strict
-from weft_trainer.options import LowRankOptions, PrefixOptions
+from weft_trainer.data_config import DataConfig
+from weft_trainer.options import (
+    BottleneckOptions,
+    FullOptions,
+    FusionOptions,
+    GaLoreOptions,
+    Ia3Options,
+    LoraOptions,
+    LowRankOptions,
+    PrefixOptions,
+    PromptOptions,
+    PTuningOptions,
+    PTuningV2Options,
+    QLoraOptions,
+)
+from weft_trainer.yaml_source import YamlSource
 
-METHOD_OPTIONS: Mapping[str, type[LowRankOptions | PrefixOptions]] = {
-    "lora": LowRankOptions,
+Options: TypeAlias = (
+    LowRankOptions
+    | Ia3Options
+    | PrefixOptions
+    | PromptOptions
+    | PTuningOptions
+    | PTuningV2Options
+    | BottleneckOptions
+    | FusionOptions
+    | FullOptions
+)
+
+METHOD_OPTIONS: Mapping[str, type[Options]] = {
+    "lora": LoraOptions,
+    "qlora": QLoraOptions,
+    "dora": LoraOptions,
+    "ia3": Ia3Options,
     "qalora": LowRankOptions,
     "prefix": PrefixOptions,
+    "prompt_tuning": PromptOptions,
+    "p_tuning": PTuningOptions,
+    "p_tuning_v2": PTuningV2Options,
+    "houlsby": BottleneckOptions,
+    "pfeiffer": BottleneckOptions,
+    "parallel": BottleneckOptions,
+    "fusion": FusionOptions,
+    "full": FullOptions,
+    "partial": FullOptions,
+    "galore": GaLoreOptions,
 }
+# Methods that keep the examples of a packed row apart, each shown by a test: their models hand the whole batch to the
+# base, and what they put before a row every example of it sees.
+PACKABLE = (
+    "lora",
+    "qlora",
+    "dora",
+    "ia3",
+    "qalora",
+    "prefix",
+    "prompt_tuning",
+    "p_tuning",
+    "p_tuning_v2",
+    "houlsby",
+    "pfeiffer",
+    "parallel",
+    "full",
+    "partial",
+    "galore",
+)
 DTYPES = ("bfloat16", "float32")
+# "adamw", and the names of transformers' `optim` whose optimizers step like any other: not those that update inside the
+# backward pass (lomo, the layerwise ones), nor those that hold other parameters while evaluating (schedule_free).
+OPTIMIZERS = (
+    "adamw",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_4bit",
+    "adamw_torch_8bit",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "adafactor",
+    "adagrad",
+    "ademamix",
+    "ademamix_8bit",
+    "galore_adafactor",
+    "galore_adamw",
+    "galore_adamw_8bit",
+    "grokadamw",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_32bit",
+    "rmsprop_bnb_8bit",
+    "sgd",
+    "stable_adamw",
+)
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the examples come from. Paths are relative to the working directory."""
-
-    train: Path
-    """JSONL: {"prompt", "completion"} or {"messages": [...]} a line."""
-    eval: Path | None = None
-    """JSONL of held-out examples. None: `eval_fraction` of the training file is held out instead."""
-    eval_fraction: float = field(default=0.1, metadata={"least": 0, "most": 0.9})
-    """Share of the training file held out, chosen by `training.seed`; used only without `eval`. 0: no evaluation."""
-    max_length: int = field(default=512, metadata={"least": 2})
-    """Longest example in tokens, prompt and completion. Longer ones lose the START of their prompt; one whose
-    completion alone is longer is left out. Both are counted and reported."""
-    train_rows: int | None = field(default=None, metadata={"least": 1})
-    """Train on this many examples, chosen by `training.seed`. None: all."""
-    eval_rows: int | None = field(default=None, metadata={"least": 1})
-    """Evaluate on this many, likewise."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +140,17 @@ class TrainingConfig:
     """Examples per forward pass."""
     gradient_accumulation: int = field(default=1, metadata={"least": 1})
     """Forward passes per optimizer step; the loss is the mean over all their completion tokens."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each layer for the backward pass and compute the rest again: much less memory, steps about
+    a third slower, the same numbers."""
+    devices: int = field(default=1, metadata={"least": 1})
+    """Processes that train together, one GPU each, or one share of the CPU's cores each. A step then has `batch_size` *
+    `gradient_accumulation` * `devices` examples, and is the step of one device with that batch."""
     learning_rate: float = field(default=1e-3, metadata={"above": 0})
-    """Peak rate of AdamW."""
+    """Peak rate of the optimizer."""
+    optimizer: str = field(default="adamw", metadata={"choices": OPTIMIZERS})
+    """adamw, or another of transformers' `optim` names. Those that need a package or a GPU that is not there are
+    refused before anything is loaded."""
     schedule: str = field(default="linear", metadata={"choices": SCHEDULES})
     """How the rate falls after the warm-up."""
     warmup: float = field(default=0.05, metadata={"least": 0, "most": 1})
@@ -87,10 +170,15 @@ class TrainingConfig:
     """Steps over which the loss that is shown is averaged."""
     eval_every: int | None = field(default=None, metadata={"least": 1})
     """Steps between evaluations. None: once, at the end."""
+    early_stopping_patience: int | None = field(default=None, metadata={"least": 1})
+    """Stop after so many evaluations without a lower held-out loss, and keep the parameters of the lowest one. Needs
+    `eval_every`. None: never, and the last parameters are kept."""
     save_every: int | None = field(default=None, metadata={"least": 1})
     """Steps between checkpoints, kept in OUTPUT.checkpoints. None: none."""
     keep_checkpoints: int = field(default=2, metadata={"least": 1})
     """How many checkpoints are kept, the newest ones."""
+    tensorboard: bool | Path = False
+    """Write TensorBoard event files: true to OUTPUT.tensorboard, a path to a directory of the run's name in there."""
     resume: bool = False
     """Go on from the newest checkpoint. An error if there is none."""
 
@@ -102,12 +190,12 @@ class TrainConfig:
     base: str
     """Name of a stored base (`weft base list`)."""
     method: str
-    """lora, qalora or prefix."""
+    """A key of `METHOD_OPTIONS`."""
     output: Path
     """The artifact directory to make. Replaced, whole, when the run succeeds."""
     data: DataConfig
     """Where the examples come from."""
-    adapter: LowRankOptions | PrefixOptions
+    adapter: Options
     """The method's own parameters: `weft_trainer.options`."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How long, how fast."""
@@ -128,10 +216,23 @@ class TrainConfig:
         """Where checkpoints go: beside the artifact, for an artifact holds nothing but itself."""
         return self.output.with_name(self.output.name + ".checkpoints")
 
+    @property
+    def tensorboard(self) -> Path | None:
+        """Where TensorBoard's event files go, if anywhere."""
+        chosen = self.training.tensorboard
+        if isinstance(chosen, Path):
+            return chosen / self.output.name
+        return self.output.with_name(self.output.name + ".tensorboard") if chosen else None
+
     def as_json(self) -> dict[str, Any]:
         """The configuration as canonical JSON takes it: paths and decimals as strings."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain: dict[str, Any] = _plain(asdict(self), format_decimal)
         return plain
+
+    def as_yaml(self) -> str:
+        """The whole configuration as YAML, defaults included: `load` reads the same run from it."""
+        text: str = yaml.safe_dump(_plain(asdict(self), float), sort_keys=False, allow_unicode=True, width=120)
+        return text
 
     def digest(self) -> str:
         """Digest of `as_json`."""
@@ -141,19 +242,15 @@ class TrainConfig:
 def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The run that a YAML file and `dotted.key=value` overrides describe.
 
-    Raises `NotFoundError` if there is no such file, `InvalidInputError` naming what is wrong.
+    Raises `NotFoundError` if there is no such file, `InvalidInputError` naming what is wrong, with its line and column
+    or the override that says it.
     """
+    source = YamlSource(path)
+    source.override(overrides)
     try:
-        document = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise NotFoundError(f"no configuration file at {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path}: not YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise InvalidInputError(f"{path}: expected a mapping of keys to values")
-    for override in overrides:
-        _override(document, override)
-    return parse(document)
+        return parse(source.document)
+    except InvalidInputError as error:
+        raise source.locate(error) from error
 
 
 def parse(document: Mapping[str, Any]) -> TrainConfig:
@@ -161,7 +258,9 @@ def parse(document: Mapping[str, Any]) -> TrainConfig:
     method = document.get("method")
     options = METHOD_OPTIONS.get(method) if isinstance(method, str) else None
     if options is None:
-        raise InvalidInputError(f"method: {method!r} is not one of {', '.join(METHOD_OPTIONS)}")
+        near = nearest(str(method), METHOD_OPTIONS)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise strict.ConfigError("method", f"{method!r} is not one of {', '.join(METHOD_OPTIONS)}{hint}")
     # Read before the rest, because the method decides what it may contain.
     adapter = strict.read(options, document.get("adapter") or {}, "adapter")
     if isinstance(adapter, PrefixOptions) and adapter.prefix_projection and adapter.init_text is not None:
@@ -169,33 +268,21 @@ def parse(document: Mapping[str, Any]) -> TrainConfig:
             "adapter.init_text: an MLP (adapter.prefix_projection) decides the prefix, so it cannot start at the keys "
             "and values of a text; give one of the two"
         )
-    return strict.read(TrainConfig, {**document, "adapter": adapter})
+    config = strict.read(TrainConfig, {**document, "adapter": adapter})
+    if config.data.packing and config.method not in PACKABLE:
+        raise strict.ConfigError(
+            "data.packing",
+            f"{config.method} is not known to keep the examples of a row apart; leave packing out, or train "
+            f"{', '.join(PACKABLE)}",
+        )
+    return config
 
 
-def _override(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise InvalidInputError(f"override {override!r}: expected KEY=VALUE, such as training.learning_rate=5e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidInputError(f"override {override!r}: the value is not YAML: {error}") from error
-    at = document
-    for part in parts[:-1]:
-        if at.get(part) is None:
-            at[part] = {}
-        at = at[part]
-        if not isinstance(at, dict):
-            raise InvalidInputError(f"override {override!r}: {part!r} is not a group of keys")
-    at[parts[-1]] = value
-
-
-def _plain(value: Any) -> Any:
+def _plain(value: Any, decimal: Callable[[float], Any]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, decimal) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item, decimal) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return format_decimal(value) if isinstance(value, float) else value
+    return decimal(value) if isinstance(value, float) else value

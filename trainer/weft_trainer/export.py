@@ -1,4 +1,5 @@
-"""A trained adapter as an artifact directory: PEFT's two files, a model card and the manifest; all of it or nothing.
+"""A trained adapter as an artifact directory: PEFT's two files, a model card with the loss curve, and the manifest; all
+of it or nothing.
 
 Tensors are float32: the precision of the master weights they were trained in. A server computes in its own dtype.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import weft
 from weft_adapters.base.load import StoredBase
+from weft_adapters.saving import tokenizer_block
 from weft_registry import artifact, canonical, peft_format
 from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError, PreconditionError
@@ -24,11 +26,13 @@ from weft_registry.kinds import kind_schema
 from weft_registry.manifest import Manifest, Metric
 from weft_trainer.card import model_card
 from weft_trainer.config import TrainConfig
+from weft_trainer.curve import loss_curve
 from weft_trainer.data import Dataset
+from weft_trainer.loop import Fitted
 from weft_trainer.methods import METHODS
 from weft_trainer.score import Score
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+CURVE = "loss.png"
 
 
 def check_output(directory: Path) -> None:
@@ -45,10 +49,12 @@ def export(
     params: Any,
     tensors: Mapping[str, Tensor],
     datasets: list[Dataset],
-    score: Score | None,
-    steps: int,
+    fitted: Fitted,
+    extra: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Writes the artifact to `config.output`, replacing an earlier one in a single rename, and returns its manifest.
+
+    `extra` joins the manifest's provenance.
 
     Raises `PreconditionError` for values that are not finite; then nothing is written.
     """
@@ -64,10 +70,15 @@ def export(
     try:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, str(staging / artifact.WEIGHTS), {"format": "pt"})
-        peft_config = peft_format.to_peft(kind, params, stored.spec)
-        (staging / artifact.CONFIG).write_bytes(peft_format.config_bytes(peft_config))
+        if artifact.has_config(kind):
+            peft_config = peft_format.to_peft(kind, params, stored.spec)
+            (staging / artifact.CONFIG).write_bytes(peft_format.config_bytes(peft_config))
         parameters = sum(tensor.numel() for tensor in tensors.values())
-        (staging / artifact.CARD).write_text(model_card(config, stored.spec, datasets, score, steps, parameters))
+        picture = loss_curve(fitted.history)
+        if picture is not None:
+            (staging / CURVE).write_bytes(picture)
+        card = model_card(config, stored.spec, datasets, fitted, parameters, CURVE if picture is not None else None)
+        (staging / artifact.CARD).write_text(card)
         manifest = artifact.describe(
             staging,
             kind=kind,
@@ -75,9 +86,9 @@ def export(
             base=stored.spec.fingerprint,
             name=config.adapter_name,
             license=config.license,
-            tokenizer=_tokenizer(stored),
-            provenance=_provenance(config, datasets, steps),
-            metrics=_metrics(datasets, score),
+            tokenizer=tokenizer_block(stored),
+            provenance={**_provenance(config, datasets, fitted.steps), **(extra or {})},
+            metrics=_metrics(datasets, fitted),
         )
         artifact.write_manifest(staging, manifest)
         _swap(staging, config.output)
@@ -97,12 +108,24 @@ def _swap(staging: Path, output: Path) -> None:
     shutil.rmtree(old)
 
 
-def _metrics(datasets: list[Dataset], score: Score | None) -> list[Metric]:
+def _metrics(datasets: list[Dataset], fitted: Fitted) -> list[Metric]:
+    score = fitted.score
     if score is None:
         return []
-    held_out = next(dataset.rows for dataset in datasets if dataset.rows.split == "eval")
+    held_out = {dataset.rows.title: dataset.rows.sha256 for dataset in datasets if dataset.rows.split == "eval"}
+    files = sorted(set(held_out.values()))
+    sha256 = files[0] if len(files) == 1 else digests.of_bytes(canonical.dumps(files))
+    found = _figures(score, "", sha256)
+    if fitted.trained is not None:
+        found += _figures(fitted.trained, "_before_extraction", sha256)
+    for part in score.parts:
+        found += _figures(part.score, f"[{part.name}]", held_out[part.name])
+    return found
+
+
+def _figures(score: Score, suffix: str, sha256: str) -> list[Metric]:
     values = {"loss": f"{score.loss:.6f}", "exact_match": f"{score.exact_match:.6f}", "examples": str(score.examples)}
-    return [Metric(name, value, held_out.sha256, "eval") for name, value in values.items()]
+    return [Metric(f"{name}{suffix}", value, sha256, "eval") for name, value in values.items()]
 
 
 def _provenance(config: TrainConfig, datasets: list[Dataset], steps: int) -> dict[str, Any]:
@@ -111,20 +134,8 @@ def _provenance(config: TrainConfig, datasets: list[Dataset], steps: int) -> dic
         "version": weft.__version__,
         "config_sha256": config.digest(),
         "config": config.as_json(),
-        "datasets": [
-            {"uri": d.rows.uri, "sha256": d.rows.sha256, "split": d.rows.split, "examples": len(d.examples)}
-            for d in datasets
-        ],
+        "datasets": [dataset.provenance() for dataset in datasets],
         "seed": config.training.seed,
         "steps": steps,
         "parent_version": None,
     }
-
-
-def _tokenizer(stored: StoredBase) -> dict[str, Any]:
-    files = {
-        name: digests.of_file(stored.tokenizer_dir / name)
-        for name in _TOKENIZER_FILES
-        if (stored.tokenizer_dir / name).is_file()
-    }
-    return {"files_sha256": digests.of_bytes(canonical.dumps(files)), "vocab_size": stored.spec.vocab_size}

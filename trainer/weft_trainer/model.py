@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from weft_adapters.base.load import StoredBase
 from weft_adapters.int4 import Int4Linear, Int4Weight
 from weft_registry.errors import UnsupportedError
+from weft_trainer.packed_attention import packed_arguments
 from weft_trainer.quiet import quiet_transformers
 
 _LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
@@ -57,8 +58,13 @@ class TrainingBase:
         return shift_layer(module, -self.first_layer)
 
     def hidden(self, batch: Mapping[str, Tensor], **more: Any) -> Tensor:
-        """The states after the last norm, (B, T, D), of `input_ids`, or of `inputs_embeds` that enter layer 0."""
+        """The states after the last norm, (B, T, D), of `input_ids`, or of `inputs_embeds` that enter layer 0.
+
+        The batch may be packed (`weft_trainer.batches.PackedBatches`).
+        """
         known = {key: batch[key] for key in ("input_ids", "inputs_embeds", "attention_mask") if key in batch}
+        if "segment_ids" in batch:
+            known |= packed_arguments(batch, self.model.config._attn_implementation, self.dtype)
         states: Tensor = self.model.model(**{**known, "use_cache": False, **more}).last_hidden_state
         return states
 
@@ -76,13 +82,14 @@ def build(
     dense: bool = False,
     attention: str = "sdpa",
     overlays: Mapping[str, Int4Weight | Tensor] | None = None,
+    biases: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> TrainingBase:
     """The base's `layers` (all by default) as a frozen transformers model.
 
-    `dense` makes the linears dense, in `dtype`. `attention` is transformers' `attn_implementation`. `overlays` replaces
-    linears by full name, as a merge does. Raises `UnsupportedError` for an architecture that transformers builds
-    otherwise than this module expects.
+    `dense` makes the linears dense, in `dtype`. `attention` is transformers' `attn_implementation`. `overlays` and
+    `biases` replace those of linears by full name, as a merge does. Raises `UnsupportedError` for an architecture that
+    transformers builds otherwise than this module expects.
     """
     quiet_transformers()
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -101,7 +108,8 @@ def build(
         if layer_of(module) in layers:
             merged = (overlays or {}).get(module)
             weight = stored.int4(module) if merged is None else merged
-            _replace(model, shift_layer(module, -first), _linear(weight, stored.bias(module), dtype, dense))
+            bias = (biases or {}).get(module, stored.bias(module))
+            _replace(model, shift_layer(module, -first), _linear(weight, bias, dtype, dense))
     _assign(model, stored, first, dtype)
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
     model.requires_grad_(False)

@@ -20,6 +20,10 @@ class Task(Protocol):
         """`steps` more are done; `note` (loss, tokens/s) replaces the last one."""
         ...
 
+    def skip(self, steps: int) -> None:
+        """`steps` were done before this process began: they say nothing about the time that the others take."""
+        ...
+
 
 class Reporter(Protocol):
     """Where a run reports to."""
@@ -78,6 +82,9 @@ class _Silent:
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         pass
 
+    def skip(self, steps: int) -> None:
+        pass
+
 
 class _Bar:
     def __init__(self, progress: Progress, label: str, total: int) -> None:
@@ -90,18 +97,36 @@ class _Bar:
         else:
             self._progress.update(self._id, advance=steps, note=note)
 
+    def skip(self, steps: int) -> None:
+        self._progress.reset(self._id, completed=steps)
+
 
 class _Lines:
     def __init__(self, console: Console, label: str, total: int) -> None:
         self._console, self._label, self._total = console, label, total
-        self._done, self._note, self._start = 0, "", time.monotonic()
+        self._done, self._skipped, self._note, self._start = 0, 0, "", time.monotonic()
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         before = self._done * _LINES_PER_TASK // self._total
         self._done += steps
         self._note = note if note is not None else self._note
         if self._done * _LINES_PER_TASK // self._total > before:
-            left_s = (time.monotonic() - self._start) / self._done * (self._total - self._done)
+            per_step_s = (time.monotonic() - self._start) / (self._done - self._skipped)
+            left = duration(per_step_s * (self._total - self._done))
             note = f"  {self._note}" if self._note else ""
-            line = f"{self._label} {self._done}/{self._total}{note}  {left_s:.0f} s left"
+            line = f"{self._label} {self._done}/{self._total}{note}  {left} left"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def skip(self, steps: int) -> None:
+        self._done = self._skipped = steps
+        self._start = time.monotonic()
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: "45 s", "3 min 20 s", "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

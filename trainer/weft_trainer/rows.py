@@ -1,35 +1,67 @@
-"""Examples as they are written: JSONL of prompt and completion, or of messages. Knows nothing of tokens."""
+"""The examples of one file, as they are written, and what was left out of it. Knows nothing of tokens."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol, Self, TypeVar
 
-from weft_registry import digest as digests
-from weft_registry.errors import InvalidInputError, NotFoundError
+from weft_registry.errors import InvalidInputError
+from weft_trainer.formats import Message as Message
+from weft_trainer.formats import Row as Row
+from weft_trainer.formats import RowError, detect, read_row
+from weft_trainer.records import RecordFile, read_records
 
-ROLES = ("system", "user", "assistant", "tool")
+MOST_NUMBERS = 5
+"""How many lines a report names."""
+
+
+class Splittable(Sized, Protocol):
+    """Something of which a part can be held out."""
+
+    @property
+    def uri(self) -> str:
+        """The file, for messages."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """ "train" or "eval"."""
+        ...
+
+    def part(self, split: str, indices: Sequence[int]) -> Self:
+        """Some of it, under another split's name."""
+        ...
+
+
+S = TypeVar("S", bound=Splittable)
 
 
 @dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
+class LeftOut:
+    """Records that are no examples, for one reason."""
 
-    role: str
-    content: str
+    reason: str
+    count: int
+    numbers: tuple[int, ...]
+    """Their first lines or rows."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One example: what the model reads, and what it is to answer."""
+class Reading:
+    """How a file was understood."""
 
-    prompt: str | tuple[Message, ...]
-    """Plain text, or the conversation before the answer."""
-    completion: str
+    container: str = "JSONL"
+    """"JSONL", "JSON array" or "Parquet"."""
+    unit: str = "line"
+    """What numbers count: "line" or "row"."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Records that could not be read."""
+    unused: tuple[tuple[str, int], ...] = ()
+    """Keys that no example was made of, and in how many records."""
 
 
 @dataclass(frozen=True)
@@ -43,86 +75,93 @@ class Rows:
     split: str
     """"train" or "eval"."""
     rows: tuple[Row, ...]
+    reading: Reading = Reading()
+    """How the whole file was understood."""
+    label: str = ""
+    """What distinguishes these from other rows of the same file and split: "unseen templates"."""
+    templates_sha256: str = ""
+    """Digest of the file of templates that wrote them; empty without."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def title(self) -> str:
+        """The file, and the label if there is one."""
+        return f"{self.uri} ({self.label})" if self.label else self.uri
+
+    @property
+    def forms(self) -> dict[str, int]:
+        """How many rows of each format, or written with each template; the most frequent first."""
+        return dict(Counter(row.form for row in self.rows).most_common())
 
     def part(self, split: str, indices: Sequence[int]) -> Rows:
-        """Some of the rows, under another split's name."""
-        return Rows(self.uri, self.sha256, split, tuple(self.rows[i] for i in indices))
+        """Some of the rows, under another split's name. What was left out of the file stays with the first split."""
+        reading = self.reading if split == self.split else replace(self.reading, left_out=(), unused=())
+        return replace(self, split=split, rows=tuple(self.rows[i] for i in indices), reading=reading)
 
 
-def read_rows(path: Path, split: str) -> Rows:
-    """The examples of a JSONL file.
+def read_rows(path: Path, split: str, form: str | None = None, invalid: str = "error") -> Rows:
+    """The examples of a file. `form` None: of whatever format each record has.
 
-    Raises `NotFoundError` if there is no file, `InvalidInputError` naming the line and what is wrong with it: an
-    example is never skipped for being malformed.
+    `invalid` is "error" or "drop": what happens at a record that is malformed. Raises what `read_records` raises, and
+    `InvalidInputError` naming the line and what is wrong with it, or that no example is left.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise NotFoundError(f"no data file at {path}") from None
-    try:
-        lines = data.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path}: not UTF-8: {error}") from error
-    rows = tuple(_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip())
+    file = read_records(path)
+    rows: list[Row] = []
+    unused: Counter[str] = Counter()
+    problems = Problems(file, invalid)
+    for record in file.records:
+        try:
+            if record.problem:
+                raise RowError(record.problem)
+            row, ignored = read_row(record.value, form or detect(record.value), record.number)
+        except RowError as error:
+            problems.add(record.number, error)
+            continue
+        rows.append(row)
+        unused.update(ignored)
     if not rows:
-        raise InvalidInputError(f"{path}: no examples")
-    return Rows(str(path), digests.of_bytes(data), split, rows)
+        raise InvalidInputError(f"{path}: no examples: {problems.left_out()[0].reason}")
+    reading = Reading(file.container, file.unit, problems.left_out(), tuple(unused.most_common()))
+    return Rows(file.uri, file.sha256, split, tuple(rows), reading)
 
 
-def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """(training rows, evaluation rows): `fraction` of them held out, the same ones for the same seed."""
-    order = list(range(len(rows.rows)))
+class Problems:
+    """Collects the records that cannot be read, or stops at the first."""
+
+    def __init__(self, file: RecordFile, invalid: str) -> None:
+        self._file, self._invalid = file, invalid
+        self._numbers: dict[str, list[int]] = {}
+
+    def add(self, number: int, error: RowError) -> None:
+        """Counts the record, or raises `InvalidInputError` with its line."""
+        if self._invalid == "error":
+            hint = "" if len(self._file.records) == 1 else "; data.invalid=drop leaves such records out"
+            raise InvalidInputError(f"{self._file.where(number)}: {error.message}{hint}") from error
+        self._numbers.setdefault(error.problem, []).append(number)
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """By reason, the most frequent first."""
+        found = [LeftOut(why, len(at), tuple(at[:MOST_NUMBERS])) for why, at in self._numbers.items()]
+        return tuple(sorted(found, key=lambda group: -group.count))
+
+
+def hold_out(whole: S, fraction: float, seed: int) -> tuple[S, S]:
+    """(training part, evaluation part): `fraction` of it held out, the same rows for the same seed."""
+    order = list(range(len(whole)))
     random.Random(seed).shuffle(order)
     held = round(len(order) * fraction)
     if fraction and not 0 < held < len(order):
         raise InvalidInputError(
-            f"data.eval_fraction: {fraction} of {len(order)} examples holds out {held}; give data.eval, more examples, "
-            "or another fraction"
+            f"data.eval_fraction: {fraction} of {len(order)} examples in {whole.uri} holds out {held}; give data.eval, "
+            "more examples, or another fraction"
         )
-    return rows.part("train", sorted(order[held:])), rows.part("eval", sorted(order[:held]))
+    return whole.part("train", sorted(order[held:])), whole.part("eval", sorted(order[:held]))
 
 
-def choose(rows: Rows, most: int | None, seed: int) -> Rows:
+def choose(whole: S, most: int | None, seed: int) -> S:
     """At most `most` of the rows, the same ones for the same seed."""
-    if most is None or most >= len(rows.rows):
-        return rows
-    return rows.part(rows.split, sorted(random.Random(seed).sample(range(len(rows.rows)), most)))
-
-
-def _row(line: str, where: str) -> Row:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise InvalidInputError(f"{where}: not JSON: {error}") from error
-    keys = set(value) if isinstance(value, dict) else set()
-    if keys == {"prompt", "completion"}:
-        return Row(_text(value, "prompt", where), _text(value, "completion", where))
-    if keys == {"messages"}:
-        return _conversation(value["messages"], where)
-    raise InvalidInputError(
-        f'{where}: expected {{"prompt": ..., "completion": ...}} or {{"messages": [...]}}, found the keys '
-        f"{sorted(keys) if keys else 'of no object'}"
-    )
-
-
-def _conversation(messages: Any, where: str) -> Row:
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise InvalidInputError(f"{where}: messages: expected a list of at least two, the last one the answer")
-    turns: list[Message] = []
-    for index, message in enumerate(messages):
-        at = f"{where}: messages[{index}]"
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise InvalidInputError(f'{at}: expected {{"role": ..., "content": ...}}')
-        if message["role"] not in ROLES:
-            raise InvalidInputError(f"{at}.role: {message['role']!r} is not one of {', '.join(ROLES)}")
-        turns.append(Message(message["role"], _text(message, "content", at)))
-    if turns[-1].role != "assistant":
-        raise InvalidInputError(f"{where}: the last message is {turns[-1].role}'s; expected the assistant's answer")
-    return Row(tuple(turns[:-1]), turns[-1].content)
-
-
-def _text(value: Any, key: str, where: str) -> str:
-    text = value[key]
-    if not isinstance(text, str) or not text:
-        raise InvalidInputError(f"{where}: {key}: expected text that is not empty, found {text!r}")
-    return text
+    if most is None or most >= len(whole):
+        return whole
+    return whole.part(whole.split, sorted(random.Random(seed).sample(range(len(whole)), most)))

@@ -1,6 +1,7 @@
 """A mapping read into a frozen dataclass, strictly: every key known, every value of its declared type.
 
-Knows nothing of YAML or of training. A field's bounds are in its metadata: `least`, `most`, `above`, `choices`.
+Knows nothing of YAML or of training. A field's bounds are in its metadata: `least`, `most`, `above`, `choices`. What is
+wrong is a `ConfigError`, which says where, so that whoever read the file can add the line.
 """
 
 from __future__ import annotations
@@ -18,20 +19,30 @@ from weft_registry.names import nearest
 T = TypeVar("T")
 
 
+class ConfigError(InvalidInputError):
+    """Something is wrong at one place of a configuration."""
+
+    def __init__(self, path: str, problem: str, *, reason: str | None = None) -> None:
+        super().__init__(f"{path or 'configuration'}: {problem}", reason=reason)
+        self.path = path
+        """Where: "data.train[0].weight"; empty for the whole."""
+        self.problem = problem
+        """What, without where."""
+
+
 def read(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """`values` as a `cls`. `where` is the dotted path of the mapping, for messages.
 
-    Raises `InvalidInputError` for an unknown key (naming the nearest), a missing one, a wrong type or a value out of
-    bounds.
+    Raises `ConfigError` for an unknown key (naming the nearest), a missing one, a wrong type or a value out of bounds.
     """
     if not isinstance(values, Mapping):
-        raise InvalidInputError(f"{where or 'configuration'}: expected a mapping, found {values!r}")
+        raise ConfigError(where, f"expected a mapping, found {values!r}")
     known: dict[str, Field[Any]] = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             near = nearest(str(key), known)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise InvalidInputError(f"{_join(where, key)}: unknown key; {hint}", reason="UNKNOWN_KEY")
+            hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}"
+            raise ConfigError(_join(where, key), f"unknown key; {hint}", reason="UNKNOWN_KEY")
     hints = typing.get_type_hints(cls)
     found: dict[str, Any] = {}
     for name, field in known.items():
@@ -40,7 +51,7 @@ def read(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             found[name] = _convert(hints[name], values[name], path)
             _check_bounds(found[name], field.metadata, path)
         elif field.default is MISSING and field.default_factory is MISSING:
-            raise InvalidInputError(f"{path}: missing", reason="MISSING_KEY")
+            raise ConfigError(path, "missing", reason="MISSING_KEY")
     return cls(**found)
 
 
@@ -49,11 +60,13 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, path)
     if origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(items))
+        if not isinstance(value, list | tuple):
+            # One is a list of one.
+            return (_convert(arguments[0], value, path),)
+        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise InvalidInputError(f"{path}: expected a mapping, found {value!r}")
+            raise ConfigError(path, f"expected a mapping, found {value!r}")
         return {str(key): _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
     if kind is Any:
         return value
@@ -65,20 +78,25 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         return _number(value, path)
     if kind in (bool, int, str) and type(value) is kind:
         return value
-    raise InvalidInputError(f"{path}: expected {_NAMES.get(kind, kind.__name__)}, found {value!r}")
+    raise ConfigError(path, f"expected {_NAMES.get(kind, kind.__name__)}, found {value!r}")
 
 
 def _convert_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
     if value is None and types.NoneType in arguments:
         return None
-    problems: list[str] = []
+    problems: list[ConfigError] = []
     for option in arguments:
         if option is not types.NoneType:
             try:
                 return _convert(option, value, path)
-            except InvalidInputError as error:
-                problems.append(error.message)
-    raise InvalidInputError(problems[-1] if len(problems) == 1 else f"{path}: {value!r} is of no type it may have")
+            except ConfigError as error:
+                problems.append(error)
+    # The type whose reading came furthest is the one that was meant.
+    furthest = max(problems, key=lambda problem: len(problem.path))
+    if len(problems) == 1 or furthest.path != path:
+        raise furthest
+    wanted = [problem.problem.removeprefix("expected ").removesuffix(f", found {value!r}") for problem in problems]
+    raise ConfigError(path, f"expected {' or '.join(wanted)}, found {value!r}")
 
 
 def _number(value: Any, path: str) -> float:
@@ -90,7 +108,7 @@ def _number(value: Any, path: str) -> float:
             number = float("nan")
         if number == number and abs(number) != float("inf"):
             return number
-    raise InvalidInputError(f"{path}: expected a number, found {value!r}")
+    raise ConfigError(path, f"expected a number, found {value!r}")
 
 
 def _check_bounds(value: Any, bounds: Mapping[str, Any], path: str) -> None:
@@ -98,14 +116,14 @@ def _check_bounds(value: Any, bounds: Mapping[str, Any], path: str) -> None:
         return
     if "choices" in bounds and value not in bounds["choices"]:
         near = nearest(str(value), bounds["choices"])
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InvalidInputError(f"{path}: {value!r} is not one of {', '.join(bounds['choices'])}{hint}")
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise ConfigError(path, f"{value!r} is not one of {', '.join(bounds['choices'])}{hint}")
     if "least" in bounds and value < bounds["least"]:
-        raise InvalidInputError(f"{path}: {value}, but at least {bounds['least']}")
+        raise ConfigError(path, f"{value}, but at least {bounds['least']}")
     if "above" in bounds and value <= bounds["above"]:
-        raise InvalidInputError(f"{path}: {value}, but it must be above {bounds['above']}")
+        raise ConfigError(path, f"{value}, but it must be above {bounds['above']}")
     if "most" in bounds and value > bounds["most"]:
-        raise InvalidInputError(f"{path}: {value}, but at most {bounds['most']}")
+        raise ConfigError(path, f"{value}, but at most {bounds['most']}")
 
 
 _NAMES = {bool: "true or false", int: "a whole number", str: "text", Path: "a path"}

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
+from weft_registry.kinds.ia3 import Ia3Params
 from weft_registry.kinds.low_rank import LowRankParams
 from weft_registry.names import nearest
 from weft_trainer.options import ALL, LowRankOptions
@@ -19,20 +20,7 @@ _TOP = re.compile(r"top:(\d+)")
 
 def resolve(options: LowRankOptions, base: BaseSpec) -> LowRankParams:
     """The parameters at this base. Raises `InvalidInputError` naming what matches no module."""
-    layers = _layers(options.layers, base.num_layers)
-    for target in options.target_modules:
-        if target != ALL and not any(_is(module, target) for module in base.linears):
-            raise InvalidInputError(_no_such("adapter.target_modules", target, base))
-    modules = tuple(
-        module
-        for module in base.linears
-        if _layer(module) in layers and any(target == ALL or _is(module, target) for target in options.target_modules)
-    )
-    if not modules:
-        raise InvalidInputError(
-            f"adapter.target_modules {list(options.target_modules)} and adapter.layers {options.layers!r} have no "
-            "module in common"
-        )
+    modules = choose(options.target_modules, options.layers, base)
     return LowRankParams(
         r=options.r,
         alpha=options.alpha,
@@ -43,7 +31,34 @@ def resolve(options: LowRankOptions, base: BaseSpec) -> LowRankParams:
     )
 
 
-def lowest_layer(params: LowRankParams) -> int:
+def choose(targets: tuple[str, ...], layers: str | tuple[int, ...], base: BaseSpec) -> tuple[str, ...]:
+    """The full names that `adapter.target_modules` and `adapter.layers` mean, in the base's order. Raises
+    `InvalidInputError` naming what matches no module."""
+    chosen = chosen_layers(layers, base.num_layers)
+    for target in targets:
+        if target != ALL and not any(_is(module, target) for module in base.linears):
+            raise InvalidInputError(_no_such("adapter.target_modules", target, base))
+    modules = tuple(
+        module
+        for module in base.linears
+        if _layer(module) in chosen and any(target == ALL or _is(module, target) for target in targets)
+    )
+    if not modules:
+        raise InvalidInputError(
+            f"adapter.target_modules {list(targets)} and adapter.layers {layers!r} have no module in common"
+        )
+    return modules
+
+
+def among(names: tuple[str, ...], modules: tuple[str, ...], field: str, base: BaseSpec) -> tuple[str, ...]:
+    """Those of the adapted `modules` that `names` mean, likewise. Raises `InvalidInputError` naming `field`."""
+    for name in names:
+        if not any(_is(module, name) for module in modules):
+            raise InvalidInputError(_no_such(field, name, base))
+    return tuple(module for module in modules if any(_is(module, name) for name in names))
+
+
+def lowest_layer(params: LowRankParams | Ia3Params) -> int:
     """The first layer that the adapter touches: everything below it is the base alone."""
     return min(_layer(module) for module in params.target_modules)
 
@@ -53,7 +68,8 @@ def _layer(module: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _layers(layers: str | tuple[int, ...], count: int) -> frozenset[int]:
+def chosen_layers(layers: str | tuple[int, ...], count: int) -> frozenset[int]:
+    """The layers that an option `layers` means. Raises `InvalidInputError`."""
     if layers == ALL:
         return frozenset(range(count))
     if isinstance(layers, str):

@@ -24,6 +24,8 @@ class Checkpoint:
     """The content of the stored config.json: what `config` was parsed from."""
     config: ModelConfig
     group_size: int
+    bits: int
+    """Of the linears' codes."""
     plan: TensorPlan
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     """Yields every planned tensor once, one at a time, in any order."""

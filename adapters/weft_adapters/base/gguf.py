@@ -45,14 +45,20 @@ _OUTSIDE = {
 _PLAIN = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 
 
-def read_gguf(path: Path, group_size: int) -> Checkpoint:
-    """The model in a GGUF file.
+def read_gguf(path: Path, group_size: int, bits: int = 4) -> Checkpoint:
+    """The model in a GGUF file, its linears as they are: 4 bits in groups of 32.
 
     Raises `InvalidInputError` for a damaged file, a missing or unknown tensor, a wrong shape, NaN, or a group size
-    other than 32; `UnsupportedError` for an architecture, a setting or a linear's type that cannot be kept exactly.
+    or width other than the file's; `UnsupportedError` for an architecture, a setting or a linear's type that cannot be
+    kept exactly.
     """
     if group_size != q4.BLOCK:
         raise InvalidInputError(f"{path.name}: a GGUF file's groups are 32 weights; --group-size {group_size} is not")
+    if bits != 4:
+        raise InvalidInputError(
+            f"{path.name}: a GGUF file's linears have 4 bits, and are taken as they are; add it so, and then quantize "
+            f"the base again: weft base requantize NAME NEW --bits {bits}"
+        )
     try:
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
@@ -67,6 +73,7 @@ def read_gguf(path: Path, group_size: int) -> Checkpoint:
         config_json=content,
         config=config,
         group_size=group_size,
+        bits=4,
         plan=model.plan(),
         tensors=model.tensors,
         write_tokenizer=lambda target: tokenizer_files.write_from_gguf(path, target, config),

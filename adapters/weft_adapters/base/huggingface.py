@@ -6,7 +6,7 @@ Embeddings, head, norms and biases keep their own dtype. One tensor is in memory
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,68 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NOT_STORED = ("_name_or_path", "_model_name_or_path", "transformers_version", "auto_map")
 
 
-def read_directory(path: Path, group_size: int) -> Checkpoint:
-    """The model in a directory with config.json and *.safetensors.
+def read_directory(path: Path, group_size: int, bits: int = 4) -> Checkpoint:
+    """The model in a directory with config.json and *.safetensors, its linears quantized to `bits`.
 
     Raises `InvalidInputError` for a damaged file, a missing or unknown tensor, a wrong shape, NaN, or a group size
     that does not divide a linear; `UnsupportedError` for an architecture, a setting or a dtype that is not offered.
     """
     content = _config(path)
     config = ModelConfig.from_json(content)
-    model = _Shards(path, config, group_size)
+    model = _Shards(path, config, group_size, bits)
     return Checkpoint(
         config_json=content,
         config=config,
         group_size=group_size,
+        bits=bits,
         plan=model.plan(),
         tensors=model.tensors,
         write_tokenizer=lambda target: tokenizer_files.write_from_directory(path, target, config),
         default_id=path.name,
     )
+
+
+class FloatModel:
+    """The model in a directory with config.json and *.safetensors as it is, nothing quantized: for comparing with a
+    stored base. The files are mapped; a tensor is read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises what `read_directory` raises, except for a group size."""
+        self.path = path
+        self.config = ModelConfig.from_json(_config(path))
+        # A group of one divides everything: shapes and dtypes are checked, and nothing is quantized.
+        self._model = _Shards(path, self.config, group_size=1)
+        self._model.plan()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the weights."""
+        return tuple(_shard_files(self.path))
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor in its own dtype, by the name that transformers gives it. Raises `InvalidInputError` naming one
+        with NaN or infinity."""
+        tensor = self._model.read(name)
+        if not bool(torch.isfinite(tensor).all()):
+            raise InvalidInputError(f"{self.path.name}: {name} has NaN or infinite values")
+        return tensor
+
+
+def read_linears(path: Path, modules: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The weights (out, in) of linear `modules` as the files hold them, one at a time.
+
+    Raises `InvalidInputError` for a damaged file, a tensor that is not there, or one that is not in floats.
+    """
+    files = {file.name: _open(file) for file in _shard_files(path)}
+    where = {name: file for file, opened in files.items() for name in opened.keys()}  # noqa: SIM118
+    for module in modules:
+        name = f"{module}.weight"
+        if name not in where:
+            raise InvalidInputError(f"{path}: no tensor {name}")
+        tensor: Tensor = files[where[name]].get_tensor(name)
+        if not tensor.is_floating_point():
+            raise InvalidInputError(f"{path}: {name} is {tensor.dtype}, not in floats")
+        yield module, tensor
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -58,7 +102,8 @@ def _config(path: Path) -> dict[str, Any]:
 class _Shards:
     """The tensors of one or several safetensors files, each bound to its place in the model."""
 
-    def __init__(self, path: Path, config: ModelConfig, group_size: int) -> None:
+    def __init__(self, path: Path, config: ModelConfig, group_size: int, bits: int = 4) -> None:
+        self._bits = bits
         self._linears = layout.linears(config)
         self._group_size = group_size
         self._shapes: dict[str, tuple[int, ...]] = {f"{m}.weight": s for m, s in self._linears.items()}
@@ -101,10 +146,10 @@ class _Shards:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every stored tensor, one at a time. Raises `InvalidInputError` naming a tensor with NaN or infinity."""
         for name in self._shapes:
-            tensor = self._read(name)
+            tensor = self.read(name)
             module = name.removesuffix(".weight")
             if module in self._linears:
-                weight = quantize(tensor, self._group_size, name)
+                weight = quantize(tensor, self._group_size, name, self._bits)
                 yield module + layout.CODES, weight.codes_NH
                 yield module + layout.SCALE, weight.scale_NG
                 yield module + layout.MINIMUM, weight.minimum_NG
@@ -113,7 +158,8 @@ class _Shards:
                 raise InvalidInputError(f"{name} has NaN or infinite values")
             yield name, tensor
 
-    def _read(self, name: str) -> Tensor:
+    def read(self, name: str) -> Tensor:
+        """A tensor as it is in its file."""
         tensor: Tensor = self._files[self._where[name]].get_tensor(name)
         return tensor
 
@@ -121,7 +167,7 @@ class _Shards:
         """A tied model may still store its head; it must then be the embedding."""
         if not config.tie_word_embeddings or layout.HEAD not in self._where or layout.EMBEDDING not in self._where:
             return
-        if not torch.equal(self._read(layout.HEAD), self._read(layout.EMBEDDING)):
+        if not torch.equal(self.read(layout.HEAD), self.read(layout.EMBEDDING)):
             raise InvalidInputError(
                 f"config.json ties {layout.HEAD} to {layout.EMBEDDING}, but the files hold different ones; set "
                 "tie_word_embeddings to false, or remove the head"

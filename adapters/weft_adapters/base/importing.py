@@ -27,11 +27,11 @@ def add_base(
     check_options(bits, group_size)
     fetched = fetch(home, source, report)
     report(f"reading {fetched.path.name}")
-    checkpoint = _read(fetched, group_size)
+    checkpoint = _read(fetched, group_size, bits)
     return save_base(home, name, checkpoint, fetched.model_id or checkpoint.default_id, fetched.revision, report)
 
 
-def _read(fetched: Fetched, group_size: int) -> Checkpoint:
+def _read(fetched: Fetched, group_size: int, bits: int) -> Checkpoint:
     if fetched.path.is_file():
-        return read_gguf(fetched.path, group_size)
-    return read_directory(fetched.path, group_size)
+        return read_gguf(fetched.path, group_size, bits)
+    return read_directory(fetched.path, group_size, bits)

@@ -17,7 +17,6 @@ from typing import Any
 
 from weft_adapters.base import layout
 from weft_adapters.base.checkpoint import Checkpoint
-from weft_adapters.base.config import ModelConfig
 from weft_adapters.base.writer import SafetensorsWriter
 from weft_registry import canonical, digest
 from weft_registry.base import BaseFingerprint, BaseSpec, BaseStore, QuantSpec
@@ -25,7 +24,6 @@ from weft_registry.errors import AlreadyExistsError
 from weft_registry.home import Home
 
 MODEL_FILE = "model.safetensors"
-BITS = 4
 _PARTIAL = ".importing-"
 
 
@@ -71,12 +69,13 @@ def _write(
                 if done % 50 == 0 or done == len(modules):
                     report(f"stored {done} of {len(modules)} linear layers")
         table = writer.table()
-    spec = _spec(checkpoint.config, checkpoint.group_size, table, model_id, revision)
+    spec = _spec(checkpoint, table, model_id, revision)
     _write_json(directory / "base.json", spec.as_json())
     return spec
 
 
-def _spec(config: ModelConfig, group_size: int, table: list[dict[str, Any]], model_id: str, revision: str) -> BaseSpec:
+def _spec(checkpoint: Checkpoint, table: list[dict[str, Any]], model_id: str, revision: str) -> BaseSpec:
+    config = checkpoint.config
     scales = [row for row in table if row["name"].endswith((layout.SCALE, layout.MINIMUM))]
     fingerprint = BaseFingerprint(
         id=model_id,
@@ -86,8 +85,8 @@ def _spec(config: ModelConfig, group_size: int, table: list[dict[str, Any]], mod
         arch=config.arch,
         quant=QuantSpec(
             method="groupwise-affine",
-            bits=BITS,
-            group_size=group_size,
+            bits=checkpoint.bits,
+            group_size=checkpoint.group_size,
             symmetric=False,
             zero_point="float",
             scales_sha256=digest.of_bytes(canonical.dumps(scales)),

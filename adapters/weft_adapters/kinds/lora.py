@@ -34,6 +34,13 @@ class Lora(Kind[LowRankParams]):
         """See `Kind.pack`."""
         return pack_low_rank(adapters, site, lambda params: 1)
 
+    def compose(self, parts: Sequence[tuple[Adapter[Any], float]], digest: str) -> Adapter[Any]:
+        """See `Kind.compose`: factors side by side."""
+        # On use, because it knows every kind.
+        from weft_adapters.composition import compose_low_rank
+
+        return compose_low_rank(parts, digest)
+
     def overlay(self, module: str, weight: Int4Weight, adapter: Adapter[LowRankParams]) -> Tensor | None:
         """`W + s B A`, dense: rounding to the int4 grid would destroy the delta, which is below the grid's step."""
         factors = low_rank_factors(adapter, module)

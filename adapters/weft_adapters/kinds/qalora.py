@@ -36,6 +36,13 @@ class QaLora(Kind[QaLoraParams]):
         """See `Kind.pack`. Binding made sure that every adapter pools by the base's group size."""
         return pack_low_rank(adapters, site, lambda params: params.group_size)  # type: ignore[attr-defined]
 
+    def compose(self, parts: Sequence[tuple[Adapter[Any], float]], digest: str) -> Adapter[Any]:
+        """See `Kind.compose`: factors side by side."""
+        # On use, because it knows every kind.
+        from weft_adapters.composition import compose_low_rank
+
+        return compose_low_rank(parts, digest)
+
     def overlay(self, module: str, weight: Int4Weight, adapter: Adapter[QaLoraParams]) -> Int4Weight | None:
         """The same codes and scales over `minimum + s B A`, in float32."""
         factors = low_rank_factors(adapter, module)

@@ -25,11 +25,17 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "pull": "pull:pull",
         "export": "pull:export",
         "alias": "curate:alias",
+        "promote": "promote:promote",
         "yank": "curate:yank",
         "verify": "curate:verify",
     },
     "Base models": {"base": "base:base"},
-    "Training": {"train": "train:train", "eval": "train:evaluate"},
+    "Training": {
+        "train": "train:train",
+        "eval": "train:evaluate",
+        "extract": "extract:extract",
+        "combine": "combine:combine",
+    },
     "Serving": {
         "serve": "serve:serve",
         "generate": "generate:generate",

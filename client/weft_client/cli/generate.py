@@ -55,7 +55,8 @@ def generate(
 ) -> None:
     """Complete a prompt, printing the text as it is generated.
 
-    REFERENCE names the adapter; "-" means the base model alone. A PROMPT of "-" is read from stdin.
+    REFERENCE names the adapter; "-" means the base model alone. Several are worn together, each with its weight:
+    "acme/topics+acme/style*0.5". A PROMPT of "-" is read from stdin.
 
     \b
     Example:
@@ -73,7 +74,7 @@ def generate(
     with connected(server_target) as client:
         stream = client.stream(
             None if as_chat else text,
-            "" if reference == "-" else reference,
+            _worn(reference),
             messages=messages if as_chat else None,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
@@ -100,6 +101,16 @@ def generate(
         click.echo()
     if stats:
         click.echo(_stats(completion), err=True)
+
+
+def _worn(reference: str) -> str | list[str | tuple[str, float]]:
+    if reference == "-":
+        return ""
+    from weft_registry.composition import parse_parts
+
+    if "+" not in reference and "*" not in reference:
+        return reference
+    return [(part.reference, part.weight) for part in parse_parts(reference)]
 
 
 def _stats(completion: Completion) -> str:

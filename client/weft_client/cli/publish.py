@@ -48,8 +48,9 @@ def push(
 ) -> None:
     """Publish a directory as a version of NAMESPACE/NAME.
 
-    The directory is an artifact, as `weft train` makes it, or a plain PEFT directory; then --base says which base it
-    was trained on. The same content again publishes nothing new, and says so.
+    The directory is an artifact, as `weft train` makes it, or a plain PEFT directory (or a bottleneck adapter as
+    AdapterHub saves it, in safetensors); then --base says which base it was trained on. The same content again
+    publishes nothing new, and says so.
 
     \b
     Example:
@@ -74,7 +75,7 @@ def push(
 
 @contextmanager
 def _artifact(directory: Path, name: AdapterName, base_name: str | None, pooling: str | None) -> Generator[Path]:
-    """The artifact to push: the directory itself, or for a plain PEFT directory a copy that has a manifest."""
+    """The artifact to push: the directory itself, or for one of PEFT's or AdapterHub's a copy that has a manifest."""
     if (directory / MANIFEST).is_file():
         _check_base(directory, base_name, pooling)
         yield directory
@@ -85,10 +86,16 @@ def _artifact(directory: Path, name: AdapterName, base_name: str | None, pooling
             f"{directory} has no {MANIFEST}: for a plain PEFT directory, say with --base NAME which base it was "
             f"trained on (there are: {known})"
         )
+    from weft_registry.adapterhub_format import import_adapterhub, is_saved_by_adapterhub
     from weft_registry.peft_format import import_directory
 
     spec = bases().get(base_name)
     with tempfile.TemporaryDirectory(prefix="weft-push-") as scratch:
+        if is_saved_by_adapterhub(directory):
+            if pooling is not None:
+                raise click.UsageError(f"--pooling is for plain PEFT directories; {directory} is one of AdapterHub's")
+            yield import_adapterhub(directory, spec, Path(scratch) / "artifact", name=name.name)
+            return
         yield import_directory(directory, spec, Path(scratch) / "artifact", name=name.name, pooling=pooling or "peft")
 
 

@@ -201,9 +201,13 @@ def serve(**settings: Any) -> None:
     """
     options = ServeOptions(**settings)
 
+    from weft_adapters.primitives import keep_few_primitives
     from weft_adapters.threads import spin_briefly
 
     spin_briefly()
+    if options.engine == "torch":
+        # vLLM's processes would inherit it, and its memory is bounded by other means.
+        keep_few_primitives()
     from weft_server.serving import serve as run
 
     run(options)

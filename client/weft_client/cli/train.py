@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,13 @@ import click
 from weft_client.cli.failure import Failure, needs_extra
 from weft_client.cli.options import json_option, quiet_option, registry_option
 from weft_client.cli.output import echo_fields, echo_json
+from weft_client.cli.preflight import check_publishing
 from weft_client.cli.pull import fetch
-from weft_registry.reference import Reference
+from weft_client.cli.sources import opened
+from weft_client.cli.views import version_json
+from weft_registry.api import Version
+from weft_registry.errors import PreconditionError, WeftError
+from weft_registry.reference import AdapterName, Reference
 
 if TYPE_CHECKING:
     from weft_trainer.progress import Reporter
@@ -24,29 +29,78 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="CONFIG.yaml")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint: training.resume=true.")
+@click.option("--print-config", is_flag=True, help="Print the whole configuration, defaults included, and do nothing.")
+@click.option(
+    "--publish", "adapter", metavar="NAMESPACE/NAME", help="Publish the artifact under this name when training ends."
+)
+@click.option("--tag", "tags", multiple=True, help="With --publish: name the version for ever; may be repeated.")
+@click.option("--alias", "aliases", multiple=True, help="With --publish: point this alias at it; may be repeated.")
 @json_option
 @quiet_option
+@registry_option
 @needs_extra("train")
-def train(config: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def train(
+    config: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    print_config: bool,
+    adapter: str | None,
+    tags: tuple[str, ...],
+    aliases: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    registry_target: str | None,
+) -> None:
     """Train an adapter as CONFIG.yaml says. KEY=VALUE replaces one of its settings, dots reaching inside.
 
-    Prints the directory of the artifact, which `weft push` takes.
+    Prints the directory of the artifact, which `weft push` takes; or publishes it, with --publish. Whether it can be
+    published is found out before training. On Ctrl-C or SIGTERM a checkpoint is saved, which --resume goes on from.
 
     \b
     Example:
       weft train topics.yaml training.seed=1 adapter.r=16
+      weft train topics.yaml --resume
+      weft train topics.yaml adapter.r=16 --print-config
+      weft train topics.yaml --publish acme/topics --tag v2 --alias candidate
     """
+    if adapter is None and (tags or aliases):
+        raise click.UsageError("--tag and --alias are for a version that is published: say where, with --publish")
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not (key and equals):
             raise click.UsageError(f"{override!r} is not KEY=VALUE")
+    settings = [*overrides, *(["training.resume=true"] if resume else [])]
+    if print_config:
+        from weft_trainer.config import load
+
+        effective = load(config, settings)
+        if as_json:
+            echo_json(effective.as_json())
+        else:
+            click.echo(effective.as_yaml(), nl=False)
+        return
     from weft_trainer.api import train_from_file
 
-    artifact = train_from_file(config, list(overrides), _reporter(quiet))
+    name = AdapterName.parse(adapter) if adapter is not None else None
+    if name is not None:
+        with opened(registry_target) as registry:
+            check_publishing(registry, name, tags, aliases)
+    try:
+        artifact = train_from_file(config, settings, _reporter(quiet))
+    except PreconditionError as error:
+        if error.reason != "INTERRUPTED":
+            raise
+        Failure(error.message).show()
+        # As a shell reports a process that a signal ended.
+        raise click.exceptions.Exit(128 + int(error.metadata["signal"])) from error
+    published = _publish(artifact, name, tags, aliases, registry_target) if name is not None else None
     if as_json:
-        echo_json({"artifact": str(artifact)})
+        echo_json({"artifact": str(artifact), **({"published": version_json(published)} if published else {})})
         return
     click.echo(artifact)
+    if published is not None:
+        click.echo(f"published {name}@{published.digest} as {', '.join((*published.tags, *published.aliases))}")
 
 
 @click.command("eval")
@@ -73,10 +127,10 @@ def evaluate(
     quiet: bool,
     registry_target: str | None,
 ) -> None:
-    """Score an adapter on JSONL data: exact match, with greedy decoding.
+    """Score an adapter on held-out examples: exact match, with greedy decoding.
 
     ARTIFACT is a directory, as `weft train` makes it; otherwise it is the reference of a published version. "-" scores
-    the base alone, which --base then names.
+    the base alone, which --base then names. DATA is a file of any format that `weft train` reads.
 
     \b
     Example:
@@ -94,6 +148,20 @@ def evaluate(
         echo_json(scores)
         return
     echo_fields((name, value if isinstance(value, str) else json.dumps(value)) for name, value in scores.items())
+
+
+def _publish(
+    artifact: Path, name: AdapterName, tags: Sequence[str], aliases: Sequence[str], registry_target: str | None
+) -> Version:
+    from weft_registry.transfer import push
+
+    try:
+        with opened(registry_target) as registry:
+            return push(registry, artifact, name, tags=tags, aliases=aliases).version
+    except WeftError as error:
+        again = " ".join(["weft push", str(artifact), str(name), *(f"--tag {t}" for t in tags)])
+        again += "".join(f" --alias {alias}" for alias in aliases)
+        raise Failure(f"trained, but not published: {error.message}; publish it with: {again}") from error
 
 
 def _reporter(quiet: bool) -> Reporter | None:

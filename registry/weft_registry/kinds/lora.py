@@ -38,7 +38,7 @@ class LoraSchema:
 
     def reads_peft(self, config: Mapping[str, Any]) -> bool:
         """See `KindSchema.reads_peft`."""
-        return config.get("peft_type") == "LORA" and not config.get("use_qalora")
+        return config.get("peft_type") == "LORA" and not config.get("use_qalora") and not config.get("use_dora")
 
     def from_peft(
         self, config: Mapping[str, Any], shapes: Shapes, base: BaseSpec | None = None, pooling: str = "peft"

@@ -16,11 +16,18 @@ from typing import Any
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams
-from weft_registry.kinds.peft_keys import check_keys, mapping, number, whole
+from weft_registry.kinds.peft_keys import (
+    MAX_MODULE_CHARACTERS,
+    check_keys,
+    check_targets,
+    in_model_order,
+    mapping,
+    number,
+    whole,
+)
 from weft_registry.kinds.schema import Shapes
 from weft_registry.patterns import ModulePatterns
 
-MAX_MODULE_CHARACTERS = 200
 _TENSOR = re.compile(re.escape(PEFT_PREFIX) + r"([A-Za-z0-9_.\-]+)\.lora_([AB])\.weight")
 
 _READ = frozenset(
@@ -54,7 +61,7 @@ _NEUTRAL = frozenset(
     }
 )
 _REFUSED: Mapping[str, str] = {
-    "use_dora": "DoRA rescales the whole weight; train plain LoRA",
+    "use_dora": "DoRA over pooled inputs is not supported; train one of the two",
     "lora_bias": "biases beside B are not supported",
     "modules_to_save": "fully trained modules are not adapters; train without them",
     "trainable_token_indices": "trained token embeddings are not supported",
@@ -72,7 +79,7 @@ _REFUSED: Mapping[str, str] = {
 # These moved a part of the base's weights into A and B, so that the file belongs to a base changed in the same way.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _TENSOR_HINTS = (
-    ("lora_magnitude_vector", "DoRA is not supported"),
+    ("lora_magnitude_vector", "it belongs to DoRA, but adapter_config.json does not set use_dora"),
     ("lora_embedding_", "LoRA on embeddings is not supported"),
     ("lora_B.bias", "biases beside B are not supported"),
     ("modules_to_save", "fully trained modules are not adapters"),
@@ -94,7 +101,7 @@ def low_rank_from_peft(config: Mapping[str, Any], shapes: Shapes, base: BaseSpec
     if type(config.get("use_rslora", False)) is not bool:
         raise InvalidInputError("adapter_config.json: use_rslora: expected true or false")
     modules = _modules(shapes, base)
-    _check_targets(config.get("target_modules"), modules)
+    check_targets(config.get("target_modules"), modules)
     r, alpha = whole(config, "r"), number(config.get("lora_alpha"), "lora_alpha")
     ranks = ModulePatterns("adapter_config.json: rank_pattern", mapping(config, "rank_pattern"))
     alphas = ModulePatterns("adapter_config.json: alpha_pattern", mapping(config, "alpha_pattern"))
@@ -165,27 +172,7 @@ def _modules(shapes: Shapes, base: BaseSpec | None) -> list[str]:
     for module, halves in found.items():
         for half in {"A", "B"} - halves:
             raise InvalidInputError(f"tensor {PEFT_PREFIX}{module}.lora_{half}.weight: missing")
-    order = {module: index for index, module in enumerate(base.linears)} if base else {}
-    return sorted(found, key=lambda module: (order.get(module, len(order)), _natural(module)))
-
-
-def _check_targets(targets: Any, modules: list[str]) -> None:
-    """A list must cover every module that has tensors: PEFT would leave the others out. An expression is not evaluated
-    (it is PEFT's to match, and could be made to take for ever)."""
-    if targets is None or isinstance(targets, str):
-        return
-    if not isinstance(targets, list) or not all(isinstance(target, str) and target for target in targets):
-        raise InvalidInputError("adapter_config.json: target_modules: expected a list of names, or a string")
-    exact = set(targets)
-    for module in modules:
-        parts = module.split(".")
-        if not any(".".join(parts[i:]) in exact for i in range(len(parts))):
-            raise InvalidInputError(f"adapter_config.json: target_modules does not name {module}, which has tensors")
-
-
-def _natural(module: str) -> list[tuple[bool, int, str]]:
-    """A sorting key by which layer 10 comes after layer 9."""
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in module.split(".")]
+    return in_model_order(found, base)
 
 
 def _plain(value: float) -> int | float:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
+from weft_registry.reference import Reference
 
 ParamsT = TypeVar("ParamsT")
 
@@ -27,6 +28,8 @@ class TensorSpec:
 
     shape: tuple[int | None, ...]
     dtypes: frozenset[str] = FLOAT_DTYPES
+    wide: bool = False
+    """Kept in float32 whatever an engine computes in: a factor of whole outputs must not be rounded to 8 bits."""
 
     def admits(self, dtype: str, shape: tuple[int, ...]) -> bool:
         """Whether a stored tensor of this safetensors dtype and shape is the expected one."""
@@ -56,6 +59,12 @@ class KindSchema(Protocol, Generic[ParamsT]):
         fit the base (a module it does not have, a group size that does not divide)."""
         ...
 
+
+@runtime_checkable
+class PeftSchema(KindSchema[ParamsT], Protocol[ParamsT]):
+    """A kind that PEFT has too: its artifacts hold an adapter_config.json that says the same as the manifest. The
+    artifacts of any other kind hold none."""
+
     def reads_peft(self, config: Mapping[str, Any]) -> bool:
         """Whether an adapter_config.json describes an adapter of this kind."""
         ...
@@ -74,6 +83,20 @@ class KindSchema(Protocol, Generic[ParamsT]):
 
     def differences(self, declared: ParamsT, found: ParamsT) -> list[str]:
         """Where `found` (in adapter_config.json) would compute something else than `declared` (in the manifest)."""
+        ...
+
+
+@runtime_checkable
+class CompositeSchema(KindSchema[ParamsT], Protocol[ParamsT]):
+    """A kind that is made over other published adapters, its parts."""
+
+    def parts(self, params: ParamsT) -> tuple[Reference, ...]:
+        """The parts, each by name and digest, in the kind's order."""
+        ...
+
+    def check_part(self, params: ParamsT, part: Reference, kind: str, block: Mapping[str, Any]) -> None:
+        """Raises `InvalidInputError` (`PART_REFUSED`) if an adapter of this kind and with this `adapter` block cannot
+        be `part`."""
         ...
 
 
@@ -108,13 +131,20 @@ class BlockReader:
             raise InvalidInputError(f"adapter.{key}: expected one of {', '.join(options)}, found {value!r}")
         return str(value)
 
-    def names(self, key: str) -> tuple[str, ...]:
-        """A non-empty list of distinct strings."""
+    def names(self, key: str, *, least: int = 1) -> tuple[str, ...]:
+        """A list of at least so many distinct strings."""
         value = self._take(key)
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-            raise InvalidInputError(f"adapter.{key}: expected a non-empty list of names")
+        if not isinstance(value, list) or len(value) < least or not all(isinstance(v, str) and v for v in value):
+            raise InvalidInputError(f"adapter.{key}: expected a {'non-empty ' if least else ''}list of names")
         if len(set(value)) != len(value):
             raise InvalidInputError(f"adapter.{key}: a name appears twice")
+        return tuple(value)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A non-empty list of whole numbers, none negative."""
+        value = self._take(key)
+        if not isinstance(value, list) or not value or not all(type(v) is int and 0 <= v < 1 << 20 for v in value):
+            raise InvalidInputError(f"adapter.{key}: expected a non-empty list of whole numbers")
         return tuple(value)
 
     def mapping(self, key: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from weft_adapters.segments import Segments
-from weft_server.torch_engine.batch import Span, StepBatch
+from weft_server.torch_engine.batch import Embedded, Span, StepBatch
 from weft_server.torch_engine.deltas import ActiveAdapters
 from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.scheduler import Part
@@ -33,15 +33,21 @@ class Assembler:
         positions: list[int] = []
         last: list[int] = []
         spans: list[Span] = []
+        embedded: list[Embedded] = []
         for part in ordered:
             sequence, begin = part.sequence, len(tokens)
             start = sequence.num_cached
             text = start - sequence.num_virtual
-            if part.count == 1:
+            if part.count == 1 and text >= 0:
                 tokens.append(sequence.token_ids[text])
                 positions.append(start)
             else:
-                tokens += sequence.token_ids[text : text + part.count]
+                virtual = min(part.count, max(0, -text))
+                if virtual:
+                    embedding_TE = sequence.virtual_embeddings(start, virtual)
+                    embedded.append(Embedded(slice(begin, begin + virtual), embedding_TE))
+                    tokens += [0] * virtual
+                tokens += sequence.token_ids[max(0, text) : max(0, text + part.count)]
                 positions += range(start, start + part.count)
             end = len(tokens)
             spans.append(Span(slice(begin, end), start, sequence.blocks))
@@ -53,6 +59,7 @@ class Assembler:
             num_merged=num_merged,
             spans=spans,
             last_S=torch.tensor(last, device=self._device),
+            embedded=embedded,
         )
         return step, ordered
 

@@ -1,7 +1,7 @@
 """What one step computes: rows of tokens, and which blocks of the key-value cache they read and write. Made from the
 scheduler's choice, read by a decoder; nothing here outlives the step.
 
-Legend: T rows (tokens) of the step, S rows whose logits are wanted.
+Legend: T rows (tokens) of the step, E hidden size, S rows whose logits are wanted.
 """
 
 from __future__ import annotations
@@ -32,13 +32,21 @@ class Span:
         return int(self.rows.stop - self.rows.start)
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Rows that stand for no token of the vocabulary: virtual tokens of a soft prompt."""
+
+    rows: slice
+    embedding_TE: Tensor
+
+
 @dataclass(frozen=True)
 class StepBatch:
     """One step. Rows are grouped by wearer: those of the merged adapter, those of each active adapter in the order of
     the indices, those of the base model."""
 
     token_T: Tensor
-    """int64."""
+    """int64; 0 in the rows of `embedded`."""
     position_T: Tensor
     """int64."""
     segments: Segments
@@ -49,3 +57,5 @@ class StepBatch:
     """In the order of their rows, which they cover without a gap."""
     last_S: Tensor
     """int64, ascending: the rows whose logits are wanted. A decoder must not assume one for every span."""
+    embedded: Sequence[Embedded] = ()
+    """In the order of their rows."""

@@ -2,7 +2,7 @@
 
 Llama, Mistral (sliding window), Qwen2 (biases on q, k, v) and Qwen3 (norms on the heads of q and k) differ only in
 what their configuration switches on. The decoder does not know which adapters there are, or that there are any: it
-hands each linear site's input and output to `ActiveAdapters`.
+hands what enters and leaves each site to `ActiveAdapters`.
 
 Legend: T rows, E hidden size, K inputs, N outputs, H key-value heads, Q query heads each, D head size, V vocabulary.
 """
@@ -100,31 +100,36 @@ class TorchDecoder:
         """See `Decoder`."""
         quantized = [weight for weight in after if isinstance(weight, Int4Weight)]
         if len(quantized) == len(after):
-            # Modules that the adapter leaves alone keep their float16 minima; side by side all must be float32.
-            wide = [weight.with_minimum(weight.minimum_NG.float()) for weight in quantized]
-            return self._factory.overlay(self._kernels[site], stack_weights(before), stack_weights(wide))
+            return self._factory.overlay(self._kernels[site], stack_weights(before), stack_weights(quantized), bias_N)
         return self._factory.dense(stack_dense(after), bias_N)
 
     def forward(self, step: StepBatch, adapters: ActiveAdapters, overlay: Overlay | None) -> Logits:
         """See `Decoder`."""
         assert self._store is not None, "forward before new_cache"
         x_TE = self._embedding_VE[step.token_T]
+        for virtual in step.embedded:
+            x_TE[virtual.rows] = virtual.embedding_TE
         cos, sin = self._rope.at(step.position_T)
         attention = StepAttention(step, self._store, self._dtype)
         for index, layer in enumerate(self.layers):
             h_TE = self._rms_norm(x_TE, layer.attention_norm_E)
             qkv_TN = self._linear(layer.attention_in, h_TE, step, adapters, overlay)
             out_TN = self._attention(index, layer, qkv_TN, cos, sin, attention)
-            x_TE = x_TE + self._linear(layer.attention_out, out_TN, step, adapters, overlay)
+            y_TE = self._linear(layer.attention_out, out_TN, step, adapters, overlay)
+            adapters.apply_sublayer(layer.attention_end, h_TE, x_TE, y_TE, step.segments)
+            x_TE = x_TE + y_TE
             h_TE = self._rms_norm(x_TE, layer.mlp_norm_E)
             gate_TN, up_TN = self._linear(layer.mlp_in, h_TE, step, adapters, overlay).chunk(2, dim=-1)
-            x_TE = x_TE + self._linear(layer.mlp_out, F.silu(gate_TN) * up_TN, step, adapters, overlay)
+            y_TE = self._linear(layer.mlp_out, F.silu(gate_TN) * up_TN, step, adapters, overlay)
+            adapters.apply_sublayer(layer.mlp_end, h_TE, x_TE, y_TE, step.segments)
+            x_TE = x_TE + y_TE
         last_SE = self._rms_norm(x_TE[step.last_S], self._final_norm_E)
         return Logits.of(self._head(last_SE).float())
 
     def _linear(
         self, site: LinearSite, x_TK: Tensor, step: StepBatch, adapters: ActiveAdapters, overlay: Overlay | None
     ) -> Tensor:
+        adapters.apply_input(site, x_TK, step.segments)
         kernel, split = self._kernels[site], step.num_merged
         merged = cast("Product | None", overlay.kernels.get(site)) if overlay and split else None
         # Each row through its own weight: the merged one or the base's, which is never approximated by the other.

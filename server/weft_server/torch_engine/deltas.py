@@ -1,23 +1,40 @@
-"""The stacked adapters of a batch: which adapters are active, and their packs at every linear site.
+"""The stacked adapters of a batch: which adapters are active, and what they do at every site.
 
 An adapter keeps its index for as long as it is active, whoever comes and goes around it. One whose last request has
-left stays until another one comes, so that a batch that only shrinks changes nothing. Packs are made at a site's first
-use and kept as long as the active adapters of their kind stay the same.
+left stays until another one comes, so that a batch that only shrinks changes nothing. What adapters do at a site is
+stacked at the site's first use and kept as long as the active adapters of its kind stay the same; scales, which all
+kinds share, as long as all active adapters do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite
+from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite, SublayerPack, SublayerSite
+from weft_adapters.scales import RowScale, input_scales, output_scales
 from weft_adapters.segments import Segments
+
+_S = TypeVar("_S")
+_P = TypeVar("_P")
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Where active adapters do something that a low-rank operator does not."""
+
+    inputs: frozenset[LinearSite] = frozenset()
+    """Sites whose input is scaled."""
+    outputs: frozenset[LinearSite] = frozenset()
+    """Sites whose output gets a pack's delta or is scaled."""
+    sublayers: frozenset[SublayerSite] = frozenset()
 
 
 class ActiveAdapters:
-    """The adapters of the running batch, by index. Owns the packs; only the step thread touches it."""
+    """The adapters of the running batch, by index. Owns their stacks; only the step thread touches it."""
 
     def __init__(self) -> None:
         self._adapters: list[Adapter[Any] | None] = []
@@ -25,6 +42,9 @@ class ActiveAdapters:
         self._kinds: tuple[Kind[Any], ...] = ()
         """The kinds in the table, each once."""
         self._packs: dict[Kind[Any], dict[LinearSite, LinearPack | None]] = {}
+        self._sublayers: dict[Kind[Any], dict[SublayerSite, SublayerPack | None]] = {}
+        self._input_scales: dict[LinearSite, RowScale | None] = {}
+        self._output_scales: dict[LinearSite, RowScale | None] = {}
         self._version = 0
 
     @property
@@ -51,7 +71,7 @@ class ActiveAdapters:
                 self._adapters.append(None)
             self._adapters[index] = adapter
             self._index[adapter.digest] = index
-            self._packs.pop(adapter.kind, None)
+            self._outdated(adapter.kind)
         self._changed()
 
     def forget(self, digest: str) -> None:
@@ -64,14 +84,31 @@ class ActiveAdapters:
         """The index of an active adapter."""
         return self._index[digest]
 
-    def packed_sites(self, sites: Sequence[LinearSite]) -> frozenset[LinearSite]:
-        """The sites at which active adapters of kinds that are not low-rank have something to add."""
+    def touched(self, sites: Sequence[LinearSite], sublayers: Sequence[SublayerSite]) -> Touched:
+        """Where active adapters do more than their low-rank factors say."""
         kinds = [kind for kind in self._kinds if not kind.low_rank]
-        return frozenset(site for site in sites if any(self._pack(kind, site) for kind in kinds))
+        scaled = any(kind.scales for kind in self._kinds)
+        outputs = {site for site in sites if any(self._pack(kind, site) for kind in kinds)}
+        if scaled:
+            outputs |= {site for site in sites if self._scale(self._output_scales, output_scales, site)}
+        return Touched(
+            frozenset(s for s in sites if scaled and self._scale(self._input_scales, input_scales, s)),
+            frozenset(outputs),
+            frozenset(s for s in sublayers if any(self._sublayer(kind, s) for kind in self._kinds)),
+        )
+
+    def apply_input(self, site: LinearSite, x_TK: Tensor, segments: Segments) -> None:
+        """Scales the input of `site` for the rows of every active adapter that does, in place."""
+        if segments.counts and any(kind.scales for kind in self._kinds):
+            scale = self._scale(self._input_scales, input_scales, site)
+            if scale is not None:
+                scale.apply(x_TK, segments)
 
     def apply(self, site: LinearSite, x_TK: Tensor, y_TN: Tensor, segments: Segments, *, low_rank: bool = True) -> None:
-        """Adds every active adapter's delta at `site` to its own rows of `y`, in place; without `low_rank` only those
-        of kinds that are not low-rank."""
+        """Changes the output `y` of `site` for the rows of every active adapter, in place: deltas, then scales.
+
+        Without `low_rank` the deltas of low-rank kinds are in `y` already.
+        """
         if not segments.counts:
             return
         for kind in self._kinds:
@@ -80,28 +117,71 @@ class ActiveAdapters:
             pack = self._pack(kind, site)
             if pack is not None:
                 pack.apply(x_TK, y_TN, segments)
+        if any(kind.scales for kind in self._kinds):
+            scale = self._scale(self._output_scales, output_scales, site)
+            if scale is not None:
+                scale.apply(y_TN, segments)
+
+    def apply_sublayer(
+        self, site: SublayerSite, input_TE: Tensor, residual_TE: Tensor, y_TE: Tensor, segments: Segments
+    ) -> None:
+        """Changes the output `y` of a sublayer for the rows of every active adapter, in place."""
+        if not segments.counts:
+            return
+        for kind in self._kinds:
+            pack = self._sublayer(kind, site)
+            if pack is not None:
+                pack.apply(input_TE, residual_TE, y_TE, segments)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the packs."""
-        return sum(pack.size_bytes for packs in self._packs.values() for pack in packs.values() if pack is not None)
+        """Bytes of the stacks."""
+        packs = [pack for by_site in self._packs.values() for pack in by_site.values()]
+        ends = [pack for by_site in self._sublayers.values() for pack in by_site.values()]
+        scales = [*self._input_scales.values(), *self._output_scales.values()]
+        return sum(stack.size_bytes for stack in (*packs, *ends, *scales) if stack is not None)
 
     def _pack(self, kind: Kind[Any], site: LinearSite) -> LinearPack | None:
-        packs = self._packs.setdefault(kind, {})
-        if site not in packs:
-            packs[site] = kind.pack([a if a and a.kind is kind else None for a in self._adapters], site)
-        return packs[site]
+        return _made(self._packs.setdefault(kind, {}), site, lambda: kind.pack(self._of_kind(kind), site))
+
+    def _sublayer(self, kind: Kind[Any], site: SublayerSite) -> SublayerPack | None:
+        made = self._sublayers.setdefault(kind, {})
+        return _made(made, site, lambda: kind.sublayer_pack(self._of_kind(kind), site))
+
+    def _scale(
+        self,
+        made: dict[LinearSite, RowScale | None],
+        make: Callable[[Sequence[Adapter[Any] | None], LinearSite], RowScale | None],
+        site: LinearSite,
+    ) -> RowScale | None:
+        return _made(made, site, lambda: make(self._adapters, site))
+
+    def _of_kind(self, kind: Kind[Any]) -> Sequence[Adapter[Any] | None]:
+        return [adapter if adapter and adapter.kind is kind else None for adapter in self._adapters]
+
+    def _outdated(self, kind: Kind[Any]) -> None:
+        self._packs.pop(kind, None)
+        self._sublayers.pop(kind, None)
 
     def _changed(self) -> None:
         self._kinds = tuple(dict.fromkeys(adapter.kind for adapter in self._adapters if adapter is not None))
         self._version += 1
+        # Scales of all kinds stand in one table by index, as long as the table of adapters.
+        self._input_scales.clear()
+        self._output_scales.clear()
 
     def _drop(self, digests: Iterable[str]) -> None:
         for digest in digests:
             index = self._index.pop(digest)
             adapter = self._adapters[index]
             assert adapter is not None
-            self._packs.pop(adapter.kind, None)
+            self._outdated(adapter.kind)
             self._adapters[index] = None
         while self._adapters and self._adapters[-1] is None:
             self._adapters.pop()
+
+
+def _made(stacks: dict[_S, _P], site: _S, make: Callable[[], _P]) -> _P:
+    if site not in stacks:
+        stacks[site] = make()
+    return stacks[site]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from weft_adapters.kinds.kind import Adapter
 from weft_adapters.threads import step_aside
 from weft_registry.errors import PreconditionError
 from weft_registry.manifest import Manifest
-from weft_server.engine import AdapterHandle, Deliver, EngineInfo, EngineRequest, MergeOutcome
+from weft_server.engine import AdapterHandle, Artifact, Deliver, EngineInfo, EngineRequest, MergeOutcome
 from weft_server.stats import EngineStats
 from weft_server.torch_engine.decoder import TorchDecoder
 from weft_server.torch_engine.decoders import Decoder
@@ -30,7 +30,8 @@ from weft_server.torch_engine.native.decoder import NativeDecoder
 from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.overlays import OverlayStore
 from weft_server.torch_engine.scheduler import Limits
-from weft_server.torch_engine.sequence import Sequence
+from weft_server.torch_engine.sequence import Sequence as EngineSequence
+from weft_server.torch_engine.sequence import virtual_tokens
 from weft_server.torch_engine.step_thread import StepThread
 from weft_server.torch_engine.stepper import Stepper
 
@@ -129,15 +130,29 @@ class TorchEngine:
         self._steps.close()
         self._side.shutdown()
 
-    def bind(self, directory: Path, manifest: Manifest, digest: str) -> Adapter[Any]:
+    def bind(self, directory: Path, manifest: Manifest, digest: str, parts: Sequence[Artifact] = ()) -> Adapter[Any]:
         """See `Engine`."""
         o = self._options
 
         def read() -> Adapter[Any]:
-            adapter = bind(directory, manifest, self._base.spec, dtype=o.dtype, device=o.device, digest=digest)
-            return self._stepper.decoder.adopt(adapter)
+            spec = self._base.spec
+            over = [bind(p.directory, p.manifest, spec, dtype=o.dtype, device=o.device, digest=p.digest) for p in parts]
+            adapter = bind(directory, manifest, spec, dtype=o.dtype, device=o.device, digest=digest, parts=over)
+            prepared = adapter.kind.prepare(adapter, self._base)
+            if prepared is not adapter:
+                self._base.release()
+            return self._stepper.decoder.adopt(prepared)
 
         return self._beside(read)
+
+    def compose(self, parts: Sequence[tuple[AdapterHandle, float]], digest: str) -> Adapter[Any]:
+        """See `Engine`."""
+        bound = [(_bound(part), weight) for part, weight in parts]
+
+        def make() -> Adapter[Any]:
+            return self._stepper.decoder.adopt(bound[0][0].kind.compose(bound, digest))
+
+        return self._beside(make)
 
     def release(self, adapter: AdapterHandle) -> None:
         """See `Engine`."""
@@ -147,15 +162,11 @@ class TorchEngine:
 
     def context_room(self, adapter: AdapterHandle | None) -> int:
         """See `Engine`."""
-        prefix = None
-        if adapter is not None:
-            bound = _bound(adapter)
-            prefix = bound.kind.key_values(bound)
-        return self._base.config.context_length - (prefix.length if prefix else 0)
+        return self._base.config.context_length - virtual_tokens(None if adapter is None else _bound(adapter))
 
     def submit(self, request: EngineRequest) -> None:
         """See `Engine`."""
-        sequence = Sequence(request, None if request.adapter is None else _bound(request.adapter))
+        sequence = EngineSequence(request, None if request.adapter is None else _bound(request.adapter))
         self._stepper.check(sequence)
         self._steps.submit(sequence)
 

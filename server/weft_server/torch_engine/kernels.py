@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from weft_adapters.int4 import Int4Weight
-from weft_adapters.products import PackedProduct, PlainProduct, Product, dense_product
+from weft_adapters.products import Product, dense_product
 
 _INT4_GROUPS = (32, 64, 128, 256)
 # Rows up to which torch's CPU int4 kernel is at least as fast as the packed bfloat16 product. Measured on two cores
@@ -52,10 +52,13 @@ class CpuInt4Kernel:
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
         return y if self.bias_N is None else y + self.bias_N
 
-    def shifted(self, weight: Int4Weight, shift_NG: Tensor) -> ShiftedKernel:
-        """The kernel of `weight`, which differs from this one's only by `shift` in its minima."""
-        merged = CpuInt4Kernel(self.packed, _scale_zero(weight), self.group_size, self.bias_N, None)
-        return ShiftedKernel(merged, self.copy, shift_NG.t().to(torch.bfloat16).contiguous(), self.group_size)
+    def merged(self, weight: Int4Weight, before: Int4Weight, bias_N: Tensor | None) -> ShiftedKernel | RescaledKernel:
+        """The kernel of `weight`, which has this one's codes; `before` is this one's own weight."""
+        zeros = CpuInt4Kernel(self.packed, _scale_zero(weight), self.group_size, bias_N, None)
+        if not torch.equal(weight.scale_NG.float(), before.scale_NG.float()):
+            return RescaledKernel(zeros)
+        shift_NG = weight.minimum_NG.float() - before.minimum_NG.float()
+        return ShiftedKernel(zeros, self.copy, shift_NG.t().to(torch.bfloat16).contiguous(), self.group_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +91,26 @@ class ShiftedKernel:
 
 
 @dataclass(frozen=True, eq=False)
+class RescaledKernel:
+    """A base kernel under other scales and minima: what a merged (IA)^3 adapter is.
+
+    The codes are shared with the base. The base's bfloat16 copy is of no use to other scales, and one of its own would
+    be eight times as large as they are: batches take the int4 kernel too, at up to half their speed.
+    """
+
+    merged: CpuInt4Kernel
+
+    @property
+    def size_bytes(self) -> int:
+        """See `Product`: the codes are the base's."""
+        return self.merged.scale_zero_GN2.nbytes
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """See `Product`."""
+        return self.merged(x_TK)
+
+
+@dataclass(frozen=True, eq=False)
 class CudaInt4Kernel:
     """torch's CUDA int4 product, of the same formula as the CPU's."""
 
@@ -106,9 +129,9 @@ class CudaInt4Kernel:
         y: Tensor = torch.ops.aten._weight_int4pack_mm(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
         return y if self.bias_N is None else y + self.bias_N
 
-    def shifted(self, weight: Int4Weight, shift_NG: Tensor) -> CudaInt4Kernel:
-        """The same codes under `weight`'s minima."""
-        return CudaInt4Kernel(self.packed, _scale_zero(weight), self.group_size, self.bias_N)
+    def merged(self, weight: Int4Weight, before: Int4Weight, bias_N: Tensor | None) -> CudaInt4Kernel:
+        """The same codes under `weight`'s scales and minima."""
+        return CudaInt4Kernel(self.packed, _scale_zero(weight).to(self.packed.device), self.group_size, bias_N)
 
 
 @dataclass(frozen=True)
@@ -143,12 +166,10 @@ class KernelFactory:
         bias_N = None if bias_N is None else bias_N.to(self.device, self.dtype)
         return dense_product(weight_NK.to(self.device, self.dtype), bias_N)
 
-    def overlay(self, base: Product, before: Int4Weight, merged: Int4Weight) -> Product:
-        """The kernel of `merged`, which has the codes and scales of `before`, the weight of `base`."""
+    def overlay(self, base: Product, before: Int4Weight, merged: Int4Weight, bias_N: Tensor | None) -> Product:
+        """The kernel of `merged` and its bias; `merged` has the codes of `before`, the weight of `base`."""
         if isinstance(base, CpuInt4Kernel | CudaInt4Kernel):
-            shift_NG = merged.minimum_NG.float() - before.minimum_NG.float()
-            return base.shifted(merged.to(self.device), shift_NG.to(self.device))
-        bias_N = base.bias_N if isinstance(base, PlainProduct | PackedProduct) else None
+            return base.merged(merged, before, None if bias_N is None else bias_N.to(self.device, self.dtype))
         return self.dense(merged.dequantize(self.dtype), bias_N)
 
 

@@ -1,4 +1,4 @@
-"""One block of the Llama family: its linear sites and its norms, whichever decoder computes it.
+"""One block of the Llama family: its sites and its norms, whichever decoder computes it.
 
 Legend: E hidden size, D head size.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from weft_adapters.base.load import StoredBase
-from weft_adapters.kinds.kind import LinearSite
+from weft_adapters.kinds.kind import LinearSite, SublayerSite
 from weft_server.torch_engine.sites import decoder_sites
 
 
@@ -28,6 +28,8 @@ class Layer:
     query_norm_D: Tensor | None
     key_norm_D: Tensor | None
     window: int | None
+    attention_end: SublayerSite
+    mlp_end: SublayerSite
 
     @property
     def sites(self) -> tuple[LinearSite, ...]:
@@ -45,4 +47,6 @@ def load_layer(base: StoredBase, index: int, norm: Callable[[str], Tensor]) -> L
         query_norm_D=norm(f"{prefix}.self_attn.q_norm") if config.qk_norm else None,
         key_norm_D=norm(f"{prefix}.self_attn.k_norm") if config.qk_norm else None,
         window=config.sliding_windows[index],
+        attention_end=SublayerSite(index, "attention", config.hidden_size),
+        mlp_end=SublayerSite(index, "mlp", config.hidden_size),
     )

@@ -40,7 +40,7 @@ def build_overlay(
         if all(weight is None for weight in after):
             continue
         merged = [old if new is None else new for old, new in zip(before, after, strict=True)]
-        kernels[site] = decoder.merged(site, before, merged, site_bias(base, site))
+        kernels[site] = decoder.merged(site, before, merged, site_bias(base, site, adapter))
         size_bytes += kernels[site].size_bytes
         reserve(size_bytes)
         if busy():

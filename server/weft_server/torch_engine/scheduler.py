@@ -213,7 +213,7 @@ class Scheduler:
         sequence.blocks = shared + fresh
         sequence.num_published = len(shared)
         sequence.num_cached = len(shared) * BLOCK_TOKENS
-        if sequence.prefix is not None and sequence.num_cached < sequence.num_virtual:
+        if sequence.prefix is not None and sequence.num_cached < sequence.num_prefix:
             self._write_prefix(sequence, sequence.prefix)
         self._count(sequence, len(shared) * BLOCK_TOKENS, shareable * BLOCK_TOKENS)
         self._running[sequence.request.request_id] = sequence

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from weft_adapters.kinds.kind import Adapter, KeyValues
 from weft_server.engine import EngineRequest, FinishReason
@@ -22,7 +23,11 @@ class Sequence:
         self.digest = "" if adapter is None else adapter.digest
         """The adapter's; empty for the base model."""
         self.prefix: KeyValues | None = adapter.kind.key_values(adapter) if adapter else None
-        self.num_virtual = self.prefix.length if self.prefix else 0
+        self.num_prefix = self.prefix.length if self.prefix else 0
+        """Virtual tokens whose keys and values are given."""
+        self._soft_PE: Tensor | None = adapter.kind.soft_prompt(adapter) if adapter else None
+        self.num_virtual = virtual_tokens(adapter)
+        """Virtual tokens before the prompt: those of a prefix, then those of a soft prompt, which are computed."""
         self.token_ids = list(request.token_ids)
         """The prompt and what was generated after it."""
         self.blocks: list[int] = []
@@ -62,6 +67,11 @@ class Sequence:
             self._keys.append(next_key(self._keys[-1] if self._keys else self._root, text))
         return self._keys
 
+    def virtual_embeddings(self, start: int, count: int) -> Tensor:
+        """(count, E): the embeddings of the virtual tokens from position `start` on."""
+        assert self._soft_PE is not None, "a prefix is never computed"
+        return self._soft_PE[start - self.num_prefix : start - self.num_prefix + count]
+
     def finish_reason(self) -> FinishReason | None:
         """Why it is over, judged by its last token; None if it goes on."""
         if self.token_ids[-1] in self.request.stop_token_ids:
@@ -69,6 +79,14 @@ class Sequence:
         if self.num_generated >= self.request.max_new_tokens:
             return FinishReason.LENGTH
         return None
+
+
+def virtual_tokens(adapter: Adapter[Any] | None) -> int:
+    """Positions that an adapter takes before a request's own tokens."""
+    if adapter is None:
+        return 0
+    prefix, soft_PE = adapter.kind.key_values(adapter), adapter.kind.soft_prompt(adapter)
+    return (prefix.length if prefix else 0) + (0 if soft_PE is None else int(soft_PE.shape[0]))
 
 
 def _generator(seed: int | None) -> torch.Generator:

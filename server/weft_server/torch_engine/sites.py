@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weft_adapters.base.load import StoredBase
 from weft_adapters.int4 import Int4Weight
-from weft_adapters.kinds.kind import LinearSite
+from weft_adapters.kinds.kind import Adapter, LinearSite
 from weft_registry.base import BaseSpec
 
 
@@ -34,13 +35,17 @@ def site_weight(base: StoredBase, site: LinearSite) -> Int4Weight:
     return stack_weights([base.int4(module) for module in site.modules])
 
 
-def site_bias(base: StoredBase, site: LinearSite) -> Tensor | None:
-    """The modules' biases as one; zeros for a module without one; None when none has one."""
+def site_bias(base: StoredBase, site: LinearSite, adapter: Adapter[Any] | None = None) -> Tensor | None:
+    """The modules' biases as one, as merging `adapter` makes them; zeros for a module without one; None when none has
+    one."""
     biases = [base.bias(module) for module in site.modules]
+    if adapter is not None:
+        pairs = zip(site.modules, biases, strict=True)
+        biases = [None if b is None else adapter.kind.overlay_bias(module, b, adapter) for module, b in pairs]
     if all(bias is None for bias in biases):
         return None
-    pairs = zip(biases, site.out_features, strict=True)
-    return torch.cat([torch.zeros(n_out) if bias is None else bias.float() for bias, n_out in pairs])
+    widths = zip(biases, site.out_features, strict=True)
+    return torch.cat([torch.zeros(n_out) if bias is None else bias.float() for bias, n_out in widths])
 
 
 def stack_dense(weights: Sequence[Int4Weight | Tensor]) -> Tensor:
@@ -49,7 +54,7 @@ def stack_dense(weights: Sequence[Int4Weight | Tensor]) -> Tensor:
 
 
 def stack_weights(weights: Sequence[Int4Weight]) -> Int4Weight:
-    """One weight whose outputs are those of `weights` side by side."""
+    """One weight whose outputs are those of `weights` side by side; scales and minima as wide as the widest."""
     if len(weights) == 1:
         return weights[0]
     return Int4Weight(

@@ -1,4 +1,5 @@
-"""Adapters as vLLM holds them, written once where its workers read them: a plain LoRA, or a prefix's tensors.
+"""Adapters as vLLM holds them, written once where its workers read them: low-rank factors as a LoRA's, or a prefix's
+tensors. Of a soft prompt there is nothing to write: its requests carry it.
 
 The directory's name and the name that vLLM knows the adapter by are its digest: vLLM puts both into the keys of its
 prefix cache, so that nothing computed under one version is read under another.
@@ -25,6 +26,7 @@ from weft_registry.kinds.low_rank import PEFT_PREFIX
 from weft_registry.manifest import Manifest
 from weft_server.vllm_engine.kinds import LowRank, served
 from weft_server.vllm_engine.prefix_request import PrefixAdapter, prefix_adapter
+from weft_server.vllm_engine.soft_prompts import SoftPrompt, soft_prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,25 +41,41 @@ class VllmAdapter:
     """As every engine binds it, in float32: what merging reads."""
     directory: Path
     lora_id: int | None
-    """Never used twice by an engine: workers keep what they have read under it. None for a prefix."""
+    """Never used twice by an engine: workers keep what they have read under it. None for a prefix and a soft prompt."""
     prefix: PrefixAdapter | None = None
+    soft: SoftPrompt | None = None
+    reads_whole: bool = False
+    """Whether it needs a slot with an A for whole inputs."""
 
     @property
     def num_virtual(self) -> int:
         """Tokens of the context that it takes."""
+        if self.soft is not None:
+            return int(self.soft.rows_PD.shape[0])
         return 0 if self.prefix is None else self.prefix.num_virtual_tokens
 
 
 class AdapterFiles:
     """Owns the directories of bound adapters, under one of its own. Any thread may call it."""
 
-    def __init__(self, directory: Path, base: BaseSpec, *, max_rank: int, modules: frozenset[str], itemsize: int):
-        """`modules`: the linear modules that vLLM wraps; `itemsize`: bytes of one weight in the engine."""
+    def __init__(
+        self,
+        directory: Path,
+        base: BaseSpec,
+        *,
+        max_rank: int,
+        modules: frozenset[str],
+        dtype: torch.dtype,
+        pooled: bool,
+    ):
+        """`modules`: the linear modules that vLLM wraps; `dtype`: what the engine computes in; `pooled`:
+        whether slots have an A for pooled inputs."""
         self._directory = directory
         self._base = base
         self._max_rank = max_rank
         self._modules = modules
-        self._itemsize = itemsize
+        self._dtype = dtype
+        self._pooled = pooled
         self._ids = itertools.count(1)
 
     def bind(self, directory: Path, manifest: Manifest, digest: str) -> VllmAdapter:
@@ -71,17 +89,22 @@ class AdapterFiles:
         adapter = bind(directory, manifest, self._base, dtype=torch.float32, digest=digest)
         number = next(self._ids)
         target = self._directory / f"{number}-{digest.replace(':', '-')}"
-        if kind.low_rank is None:
+        rows_PD = adapter.kind.soft_prompt(adapter) if kind.soft else None
+        if rows_PD is not None:
+            soft = soft_prompt(digest, rows_PD, self._base.hidden_size, self._dtype)
+            return VllmAdapter(digest, soft.rows_PD.nbytes, adapter, target, None, soft=soft)
+        factors = kind.factors(adapter, pooled=self._pooled)
+        if factors is None:
             # A copy: the workers read nothing outside of this directory.
             shutil.copytree(directory, target)
             return VllmAdapter(
                 digest, adapter.size_bytes, adapter, target, None, prefix_adapter(target, manifest, digest)
             )
-        factors = kind.low_rank(adapter)
         self._check(manifest, factors)
         _write(target, factors)
-        size_bytes = self._itemsize * sum(a.numel() + b.numel() for a, b in factors.values())
-        return VllmAdapter(digest, size_bytes, adapter, target, number)
+        size_bytes = self._dtype.itemsize * sum(a.numel() + b.numel() for a, b in factors.values())
+        whole = kind.reads_whole(pooled=self._pooled)
+        return VllmAdapter(digest, size_bytes, adapter, target, number, reads_whole=whole)
 
     def remove(self, adapter: VllmAdapter) -> None:
         """Removes an adapter's files: from now on its workers cannot read it again."""

@@ -28,7 +28,7 @@ OURS: Mapping[str, str] = {
     "disable_log_stats": "`weft stats` reads them",
     "enable_logging_iteration_details": "`weft stats` reads them",
     "enable_lora": "adapters are what Weft is for",
-    "enable_prompt_embeds": "a kind that needs it sets it",
+    "enable_prompt_embeds": "soft prompts need it",
     "kv_transfer_config": "prefix adapters need Weft's own connector",
 }
 """Fields that the engine sets itself, and why."""
@@ -133,6 +133,7 @@ def defaults(options: VllmEngineOptions, spec: BaseSpec, slots: Slots, *, on_cpu
         "max_loras": slots.max_loras,
         "max_cpu_loras": slots.max_cpu_loras,
         "max_lora_rank": slots.max_rank,
+        "lora_target_modules": _lora_targets(options.arguments, spec),
     }
     if options.kv_bytes is not None:
         values["kv_cache_memory_bytes"] = options.kv_bytes
@@ -160,6 +161,23 @@ def defaults(options: VllmEngineOptions, spec: BaseSpec, slots: Slots, *, on_cpu
     return values
 
 
+def _lora_targets(arguments: Mapping[str, Any], spec: BaseSpec) -> list[str]:
+    """The linear modules, which are what adapters act on, unless a person names some of them.
+
+    Raises `InvalidInputError` for the token embedding: with soft prompts vLLM looks up the rows that are tokens without
+    the others, and its LoRA there would take them for other requests' rows.
+    """
+    if "lora_target_modules" not in arguments:
+        return sorted({name.rpartition(".")[2] for name in spec.linears})
+    given = list(arguments["lora_target_modules"] or ["embed_tokens"])
+    if any(str(name).rpartition(".")[2] == "embed_tokens" for name in given):
+        raise InvalidInputError(
+            "--vllm lora_target_modules: name linear modules, without embed_tokens: no adapter acts on it",
+            reason="BAD_SETTING",
+        )
+    return given
+
+
 _GPU_BLOCK_TOKENS = 16
 _CPU_PREFILL_TOKENS = 512
 """Of a step; vLLM's own default is eight times that, and on a CPU a second for whoever is being answered."""
@@ -185,4 +203,5 @@ def own(adapters: Path, adapter_bytes: int) -> dict[str, Any]:
         "disable_log_stats": True,
         "enable_logging_iteration_details": True,
         "enable_lora": True,
+        "enable_prompt_embeds": True,
     }

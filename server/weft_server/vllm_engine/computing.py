@@ -31,9 +31,10 @@ class Computing:
         counts: EngineCounts,
         deliver: Deliver,
         given: Callable[[str], Given],
+        lora_slots: int | None,
     ) -> None:
-        """`given`: see `Merges.given`."""
-        self.phases = Phases(self._hand_over, self._put_in_force)
+        """`given`: see `Merges.given`; `lora_slots`: see `LoraGate`."""
+        self.phases = Phases(self._hand_over, self._put_in_force, lora_slots)
         self._llm = llm
         self._requests = requests
         self._counts = counts

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm import SamplingParams
-from vllm.inputs.engine import tokens_input
+from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -24,6 +24,7 @@ from weft_server.engine import (
 )
 from weft_server.vllm_engine.adapters import VllmAdapter
 from weft_server.vllm_engine.prefix_request import prefix_request
+from weft_server.vllm_engine.soft_prompts import SoftPrompt, soft_prompt_request
 
 _SEED_MASK = (1 << 63) - 1
 _REASONS = {"stop": FinishReason.EOS_TOKEN, "length": FinishReason.LENGTH}
@@ -43,12 +44,24 @@ class Parts:
 def parts(request: EngineRequest, adapter: VllmAdapter | None, *, merged: bool) -> Parts:
     """`merged` says that the adapter's weights are in the base's: then there is none to attach."""
     token_ids, salt, extra = list(request.token_ids), None, None
+    if adapter is not None and adapter.soft is not None:
+        return Parts(_soft(adapter.soft, token_ids), sampling_params(request), None, adapter.num_virtual)
     if adapter is not None and adapter.prefix is not None:
         added = prefix_request(adapter.prefix)
         token_ids, salt, extra = [*added.placeholder_ids, *token_ids], added.cache_salt, added.extra_args
     lora = None if adapter is None or adapter.lora_id is None or merged else lora_request(adapter)
     virtual = 0 if adapter is None else adapter.num_virtual
     return Parts(tokens_input(token_ids, cache_salt=salt), sampling_params(request, extra), lora, virtual)
+
+
+def _soft(prompt: SoftPrompt, token_ids: list[int]) -> Any:
+    parts = soft_prompt_request(prompt, token_ids)
+    return embeds_input(
+        parts["prompt_embeds"],
+        cache_salt=parts["cache_salt"],
+        prompt_token_ids=parts["prompt_token_ids"],
+        is_token_ids=parts["prompt_is_token_ids"],
+    )
 
 
 def lora_request(adapter: VllmAdapter) -> LoRARequest:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from weft_adapters.base.load import StoredBase
 from weft_adapters.kinds import KINDS
@@ -23,7 +25,7 @@ from weft_registry.errors import (
     UnsupportedError,
 )
 from weft_registry.manifest import Manifest
-from weft_server.engine import AdapterHandle, Deliver, EngineInfo, EngineRequest, MergeOutcome
+from weft_server.engine import AdapterHandle, Artifact, Deliver, EngineInfo, EngineRequest, MergeOutcome
 from weft_server.stats import EngineStats
 from weft_server.vllm_engine import arguments
 from weft_server.vllm_engine.adapters import AdapterFiles, VllmAdapter
@@ -64,7 +66,8 @@ class VllmEngine:
             base.spec,
             max_rank=self.launched.slots.max_rank,
             modules=self.launched.modules,
-            itemsize=options.item_bytes,
+            dtype=getattr(torch, options.dtype),
+            pooled=not self.launched.why_expanded,
         )
         merges = options.cache / "vllm-merges"
         self._merges = Merges(base, options.dtype, options.overlay_bytes, merges, self._loop, self._counts)
@@ -97,7 +100,11 @@ class VllmEngine:
         """See `Engine`."""
 
         def begin() -> None:
-            self._computing = Computing(self.launched.llm, self._requests, self._counts, deliver, self._merges.given)
+            slots = self.launched.slots
+            lora_slots = slots.lora_slots if slots.lora_slots < slots.max_loras else None
+            self._computing = Computing(
+                self.launched.llm, self._requests, self._counts, deliver, self._merges.given, lora_slots
+            )
             self._requests.open()
 
         self._loop.call(begin)
@@ -116,8 +123,8 @@ class VllmEngine:
         self._merges.close()
         self._files.close()
 
-    def bind(self, directory: Path, manifest: Manifest, digest: str) -> VllmAdapter:
-        """See `Engine`. vLLM's workers load it here and now: what they refuse is refused before the first request."""
+    def bind(self, directory: Path, manifest: Manifest, digest: str, parts: Sequence[Artifact] = ()) -> VllmAdapter:
+        """See `Engine`. No kind that vLLM serves here has parts. vLLM's workers load it here and now: what they refuse is refused before the first request."""
         adapter = self._files.bind(directory, manifest, digest)
         try:
             self._loop.run(self._add(adapter))
@@ -133,9 +140,9 @@ class VllmEngine:
     async def _add(self, adapter: VllmAdapter) -> None:
         from weft_server.vllm_engine.conversion import lora_request
 
-        if adapter.prefix is None:
+        if adapter.lora_id is not None:
             await self.launched.llm.add_lora(lora_request(adapter))
-        else:
+        elif adapter.prefix is not None:
             await self.launched.llm.collective_rpc("weft_load_prefix", args=(vars(adapter.prefix),))
 
     def release(self, adapter: AdapterHandle) -> None:
@@ -148,9 +155,9 @@ class VllmEngine:
             self._loop.post(lambda: computing.background(self._drop(bound)))
 
     async def _drop(self, adapter: VllmAdapter) -> None:
-        if adapter.prefix is None:
+        if adapter.lora_id is not None:
             await self.launched.llm.remove_lora(adapter.lora_id)
-        else:
+        elif adapter.prefix is not None:
             await self.launched.llm.collective_rpc("weft_forget_prefix", args=(adapter.digest,))
 
     def context_room(self, adapter: AdapterHandle | None) -> int:

@@ -19,6 +19,7 @@ from weft_server.vllm_engine.engine import VllmEngine
 from weft_server.vllm_engine.environment import KV_SPACE, on_cpu, prepare
 from weft_server.vllm_engine.kinds import SERVED
 from weft_server.vllm_engine.options import VllmEngineOptions
+from weft_server.vllm_engine.slots import Slots
 from weft_server.vllm_engine.versions import vllm_version_text
 
 _OTHERS = {
@@ -46,7 +47,7 @@ def build(options: ServeOptions, base: StoredBase) -> BuiltEngine:
         parts=(
             Part(BASE, engine.base_bytes, reserved=True),
             Part("keys and values", kv_bytes, reserved=True),
-            Part(f"{slots.max_loras} slots for adapters of rank {slots.max_rank}", slot_bytes, reserved=True),
+            Part(_slots_line(slots), slot_bytes, reserved=True),
             Part("adapters", adapter_bytes, reserved=False),
             Part("merged weights", settings.overlay_bytes, reserved=False),
         ),
@@ -55,8 +56,17 @@ def build(options: ServeOptions, base: StoredBase) -> BuiltEngine:
     lines = [f"{options.dtype} on {engine.info.device}, vLLM {vllm_version_text()}"]
     told = {key: value for key, value in sorted(engine.launched.arguments.items()) if key not in arguments.OURS}
     lines += ["vLLM's settings: " + ", ".join(f"{key}={value}" for key, value in told.items())]
-    lines += [f"{kind} adapters: {how.note}" for kind, how in SERVED.items() if how.note]
+    for kind, how in SERVED.items():
+        if how.expanded is not None and engine.launched.why_expanded:
+            lines.append(f"{kind} adapters: {how.expanded_note} ({engine.launched.why_expanded})")
+        elif how.note:
+            lines.append(f"{kind} adapters: {how.note}")
     return BuiltEngine(engine, plan, "\n".join(lines))
+
+
+def _slots_line(slots: Slots) -> str:
+    text = f"{slots.max_loras} slots for adapters of rank {slots.max_rank}"
+    return text if slots.lora_slots == slots.max_loras else f"{text}, {slots.lora_slots} of them for LoRA"
 
 
 def engine_options(options: ServeOptions) -> VllmEngineOptions:

@@ -14,6 +14,7 @@ from weft_server.vllm_engine import arguments
 from weft_server.vllm_engine.environment import KV_SPACE, without
 from weft_server.vllm_engine.loop import LoopThread
 from weft_server.vllm_engine.options import VllmEngineOptions
+from weft_server.vllm_engine.pooled.path import lora_slots, why_expanded, with_lora_slots
 from weft_server.vllm_engine.slots import Slots, plan_slots
 from weft_server.vllm_engine.stats import EngineCounts, stat_logger
 
@@ -38,6 +39,8 @@ class Launched:
     slot_bytes: int
     """Of all slots for adapters, as they were allocated."""
     slots: Slots
+    why_expanded: str
+    """Why QA-LoRA adapters are expanded to LoRA; "" where they are computed on pooled inputs."""
     arguments: Mapping[str, Any]
     """What vLLM was told."""
 
@@ -60,10 +63,13 @@ def launch(
 
     from weft_server.vllm_engine.base.directory import vllm_directory
 
+    expanded = why_expanded(options.arguments, on_cpu=current_platform.is_cpu())
     slots = plan_slots(
         base.spec,
         max_rank=arguments.lora_rank(options.arguments),
+        pooled=not expanded,
         max_loras=options.arguments.get("max_loras"),
+        lora_slots=lora_slots(options.arguments, expanded),
         max_active_adapters=options.max_active_adapters,
         max_batch_size=options.max_batch_size,
         adapter_bytes=options.adapter_bytes,
@@ -73,12 +79,13 @@ def launch(
         **arguments.defaults(options, base.spec, slots, on_cpu=current_platform.is_cpu()),
         **options.arguments,
         **arguments.own(adapters, options.adapter_bytes),
+        "additional_config": with_lora_slots(options.arguments, None if expanded else slots.lora_slots),
         "model": str(vllm_directory(base, options.cache)),
     }
     llm = loop.run(_start(told, counts))
     try:
         found = loop.run(llm.collective_rpc("weft_inspect"))
-        _check(found)
+        _check(found, pooled=not expanded)
     except BaseException:
         loop.call(llm.shutdown)
         raise
@@ -95,6 +102,7 @@ def launch(
         base_bytes=sum(worker["weight_bytes"] for worker in found),
         slot_bytes=sum(worker["slot_bytes"] for worker in found),
         slots=slots,
+        why_expanded=expanded,
         arguments=told,
     )
 
@@ -119,7 +127,13 @@ async def _start(told: Mapping[str, Any], counts: EngineCounts) -> Any:
         ) from error
 
 
-def _check(workers: list[dict[str, Any]]) -> None:
+def _check(workers: list[dict[str, Any]], *, pooled: bool) -> None:
+    if pooled and not all(worker["pooled"] for worker in workers):
+        raise UnsupportedError(
+            "this vLLM wraps layers of this model that Weft has no pooled slots for: start with --vllm "
+            '\'additional_config={"weft_qalora": "expanded"}\', and QA-LoRA is served as LoRA',
+            reason="POOLED_SLOTS",
+        )
     if not all(worker["base_rows_untouched"] for worker in workers):
         raise UnsupportedError(
             "this vLLM's LoRA kernels give requests for the base model another request's adapter, and Weft's plugin "

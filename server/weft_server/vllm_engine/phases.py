@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from weft_registry.errors import WeftError
+from weft_server.vllm_engine.lora_gate import LoraGate
 from weft_server.vllm_engine.requests import Running
 
 _log = logging.getLogger(__name__)
@@ -34,9 +35,11 @@ class Phases:
         self,
         hand_over: Callable[[Running], None],
         put_in_force: Callable[[str | None], Awaitable[None]],
+        lora_slots: int | None = None,
     ) -> None:
         """`hand_over` gives a request to vLLM; `put_in_force` merges the weights of a digest, or restores the base's,
-        while nothing runs."""
+        while nothing runs. `lora_slots`: see `LoraGate`."""
+        self._gate = LoraGate(lora_slots)
         self._hand_over = hand_over
         self._put_in_force = put_in_force
         self._queue: deque[Running] = deque()
@@ -62,7 +65,9 @@ class Phases:
         """A request that ended, wherever it was."""
         if running in self._handed and running.digest != self.wanted:
             self._other_s = asyncio.get_running_loop().time()
-        self._handed.discard(running)
+        if running in self._handed:
+            self._handed.remove(running)
+            self._gate.leave(running)
         if running in self._queue:
             self._queue.remove(running)
         if not self._handed:
@@ -91,7 +96,11 @@ class Phases:
             elif self.in_force is None and self._is_quiet():
                 self._begin(self.wanted)
             else:
-                running = self._queue.popleft()
+                running = self._gate.next(self._queue)
+                if running is None:
+                    return
+                self._queue.remove(running)
+                self._gate.enter(running)
                 self._handed.add(running)
                 self._empty.clear()
                 self._hand_over(running)

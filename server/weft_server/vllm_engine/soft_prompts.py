@@ -3,7 +3,7 @@ arXiv:2104.08691; P-tuning, Liu et al. 2021, arXiv:2103.10385, whose encoder's o
 
 vLLM takes prompts of embeddings and of token ids mixed, position by position, and looks up the token ids itself: what
 the text's tokens embed to never leaves the model. Such requests share a batch with plain and LoRA ones. The engine must
-be started with `ENGINE_ARGUMENTS`. No kind of Weft's uses this yet; it is how such a kind reaches this engine.
+be started with `ENGINE_ARGUMENTS`, as `arguments` does it.
 
 Legend: P virtual tokens, T tokens of the text, D hidden size.
 """
@@ -43,9 +43,12 @@ def soft_prompt(digest: str, rows_PD: Tensor, hidden_size: int, dtype: torch.dty
         raise InvalidInputError(
             f"soft prompt {digest}: shape {tuple(rows_PD.shape)}; expected (virtual tokens, {hidden_size})"
         )
-    if not rows_PD.is_floating_point() or not bool(rows_PD.isfinite().all()):
-        raise InvalidInputError(f"soft prompt {digest}: embeddings are finite floating-point numbers")
-    return SoftPrompt(digest, rows_PD.to("cpu", dtype).contiguous())
+    rows = rows_PD.to("cpu", dtype).contiguous()
+    if not rows_PD.is_floating_point() or not bool(rows.isfinite().all()):
+        raise InvalidInputError(
+            f"soft prompt {digest}: embeddings are floating-point numbers that are finite in {dtype}"
+        )
+    return SoftPrompt(digest, rows)
 
 
 def soft_prompt_request(prompt: SoftPrompt, token_ids: Sequence[int]) -> dict[str, Any]:

@@ -15,14 +15,19 @@ class EngineCounts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._step_seconds = Buckets(STEP_SECONDS_BOUNDS)
-        self._step_rows = Buckets(STEP_ROWS_BOUNDS)
-        self._queue_seconds = Buckets(QUEUE_SECONDS_BOUNDS)
-        self._last_step = (0.0, 0)
-        self._counts: Counter[str] = Counter()
-        self._by_adapter: Counter[str] = Counter()
-        self._usage = 0.0
-        """The share of the cache that running requests held after the latest step."""
+        self.reset()
+
+    def reset(self) -> None:
+        """All from zero."""
+        with self._lock:
+            self._step_seconds = Buckets(STEP_SECONDS_BOUNDS)
+            self._step_rows = Buckets(STEP_ROWS_BOUNDS)
+            self._queue_seconds = Buckets(QUEUE_SECONDS_BOUNDS)
+            self._last_step = (0.0, 0)
+            self._counts: Counter[str] = Counter()
+            self._by_adapter: Counter[str] = Counter()
+            self._usage = 0.0
+            """The share of the cache that running requests held after the latest step."""
 
     def step(self, details: Any) -> None:
         """One iteration of vLLM's scheduler, as it describes it (`SchedulerIterationDetails`)."""

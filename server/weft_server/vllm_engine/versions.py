@@ -87,6 +87,50 @@ def symmetric_int4_kernel(
     return kernel_class(config, **{key: value for key, value in names.items() if key in known})
 
 
+def zero_new_blocks() -> bool:
+    """Has vLLM zero each block of the cache before a request takes it, on a CPU; answers whether this vLLM can.
+
+    Its CPU attention reads whole tiles of a block and gives what lies beyond a request's tokens the weight zero. Zero
+    times what an adapter left there that is not finite is not finite: the block's next owner would fail as well. vLLM
+    zeroes by itself for the models that it knows to need it.
+    """
+    from vllm.platforms import current_platform
+
+    config: Any = importlib.import_module("vllm.v1.kv_cache_interface").KVCacheConfig
+    if not current_platform.is_cpu() or not hasattr(config, "needs_kv_cache_zeroing"):
+        return False
+    config.needs_kv_cache_zeroing = property(lambda _: True)
+    return True
+
+
+_LORA_LAYERS = "vllm.lora.utils"
+_LORA_WORKER = "vllm.lora.worker_manager"
+
+
+def takes_lora_layers() -> bool:
+    """Whether this vLLM has the two places that `add_lora_layers` writes to."""
+    try:
+        layers, worker = (importlib.import_module(name) for name in (_LORA_LAYERS, _LORA_WORKER))
+    except ImportError:
+        return False
+    known = isinstance(getattr(layers, "_all_lora_classes", None), tuple)
+    return known and hasattr(getattr(worker, "LRUCacheWorkerLoRAManager", None), "_manager_cls")
+
+
+def add_lora_layers() -> None:
+    """Has vLLM ask Weft's LoRA layers before its own, and take Weft's manager of slots. Safe to call again.
+
+    vLLM has no way to register either; both leave every model alone that is not over a stored base.
+    """
+    from weft_server.vllm_engine.pooled.layers import LAYERS
+    from weft_server.vllm_engine.pooled.manager import PooledLoRAManager
+
+    layers: Any = importlib.import_module(_LORA_LAYERS)
+    worker: Any = importlib.import_module(_LORA_WORKER)
+    layers._all_lora_classes = (*LAYERS, *(found for found in layers._all_lora_classes if found not in LAYERS))
+    worker.LRUCacheWorkerLoRAManager._manager_cls = PooledLoRAManager
+
+
 def runs_eagerly(vllm_config: Any) -> bool:
     """Whether every step runs the Python code of every layer: nothing compiled, nothing captured."""
     compilation = vllm_config.compilation_config

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from weft_server.vllm_engine.base.linear import WeftInt4LinearMethod
 from weft_server.vllm_engine.base.worker import WeftMerging
 from weft_server.vllm_engine.base_rows import base_rows_untouched
 from weft_server.vllm_engine.prefix_worker import PrefixWorker
@@ -17,8 +18,8 @@ class WeftWorker(WeftMerging, PrefixWorker):
 
     def weft_inspect(self) -> dict[str, Any]:
         """What the engine checks before its first request: the linear modules that adapters can be on, by the names
-        that checkpoints give them; whether rows of the base model stay as they are in a batch with adapters; and the
-        bytes of the model's own weights here."""
+        that checkpoints give them; whether all of them have pooled slots; whether rows of the base model stay as they
+        are in a batch with adapters; and the bytes of the model's own weights here, and of the slots."""
         worker: Any = self
         runner = worker.model_runner
         manager = runner.lora_manager._adapter_manager
@@ -32,11 +33,16 @@ class WeftWorker(WeftMerging, PrefixWorker):
         stacks = {
             t.data_ptr(): t.nbytes
             for module in manager.modules.values()
-            for name in ("lora_a_stacked", "lora_b_stacked")
+            for name in ("lora_a_stacked", "lora_b_stacked", "whole_a_stacked")
             for t in getattr(module, name, ())
         }
         return {
             "modules": wrapped,
+            "pooled": all(
+                hasattr(module, "whole_a_stacked")
+                for module in manager.modules.values()
+                if isinstance(getattr(module.base_layer, "quant_method", None), WeftInt4LinearMethod)
+            ),
             "base_rows_untouched": base_rows_untouched(manager.lora_config, runner.device),
             "weight_bytes": sum(size for pointer, size in tensors.items() if pointer not in stacks),
             "slot_bytes": sum(stacks.values()),

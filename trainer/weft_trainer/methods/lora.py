@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import peft
+import torch
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weft_adapters.int4 import Int4Linear
 from weft_registry.base import BaseSpec
-from weft_registry.kinds.low_rank import LowRankParams
-from weft_trainer import targets
+from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams
+from weft_trainer import initial, targets
 from weft_trainer.adapted import AdaptedModel, load_exactly
 from weft_trainer.data import TextEncoder
-from weft_trainer.model import TrainingBase, shift_layer
-from weft_trainer.options import LowRankOptions
+from weft_trainer.initial import Start, StartedFactors
+from weft_trainer.model import TrainingBase
+from weft_trainer.options import LoraOptions
 
 _ADAPTER = "default"
 
@@ -28,19 +30,24 @@ class LoraMethod:
 
     name = kind = "lora"
 
-    def params(self, options: LowRankOptions, base: BaseSpec, encoder: TextEncoder) -> LowRankParams:
+    def params(self, options: LoraOptions, base: BaseSpec, encoder: TextEncoder) -> LowRankParams:
         """See `Method.params`."""
-        return targets.resolve(options, base)
+        return initial.stored_params(options, targets.resolve(options, base), base)
 
     def first_layer(self, params: LowRankParams) -> int:
         """See `Method.first_layer`."""
         return targets.lowest_layer(params)
 
     def attach(
-        self, base: TrainingBase, params: LowRankParams, options: LowRankOptions, encoder: TextEncoder
+        self, base: TrainingBase, params: LowRankParams, options: LoraOptions, encoder: TextEncoder
     ) -> AdaptedModel:
-        """PEFT's own initial values: A uniform, B zero."""
-        return LoraModel(base, params, options.dropout)
+        """Begins as `adapter.init` says; "default" is PEFT's own: A uniform, B zero."""
+        trained = targets.resolve(options, base.stored.spec)
+        model = LoraModel(base, trained, options.dropout)
+        if options.init == "gaussian":
+            model.draw_normal()
+        model.begin(initial.starts(options, base.stored, trained))
+        return model
 
     def bare(self, base: TrainingBase, params: LowRankParams) -> AdaptedModel:
         """See `Method.bare`."""
@@ -71,6 +78,24 @@ class LoraModel(AdaptedModel):
         self.peft = peft.get_peft_model(base.model, config)
         for layer in int4_layers:
             del layer.qweight
+        self._layers: dict[str, FrozenLoraLinear] = {
+            module: base.model.get_submodule(base.local(module)) for module in params.target_modules
+        }
+
+    @torch.no_grad()
+    def draw_normal(self) -> None:
+        """A normal with standard deviation 1 / r, as PEFT's "gaussian" has it; B stays zero."""
+        for layer in self._layers.values():
+            nn.init.normal_(layer.a_rK, std=1 / layer.a_rK.shape[0])
+
+    @torch.no_grad()
+    def begin(self, starts: Iterable[tuple[str, Start]]) -> None:
+        """The first A and B of these modules."""
+        for module, start in starts:
+            layer = self._layers[module]
+            layer.a_rK.copy_(start.a_rK)
+            layer.b_Nr.copy_(start.b_Nr)
+            layer.started = StartedFactors(start).to(layer.a_rK.device) if start.subtracted else None
 
     def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
         """See `AdaptedModel.hidden`."""
@@ -78,19 +103,22 @@ class LoraModel(AdaptedModel):
 
     def export(self) -> dict[str, Tensor]:
         """See `AdaptedModel.export`."""
-        return {name: parameter.detach().float().cpu().clone() for name, parameter in self._stored().items()}
+        found: dict[str, Tensor] = {}
+        for module, layer in self._layers.items():
+            for name, factor in zip(_names(module), layer.factors(), strict=True):
+                found[name] = factor.detach().float().cpu().clone()
+        return found
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """See `AdaptedModel.restore`."""
-        load_exactly(self._stored(), tensors)
-
-    def _stored(self) -> dict[str, Tensor]:
-        # PEFT's names have the adapter's name in them, which its files leave out, and this model's layer numbers.
-        return {
-            shift_layer(name.replace(f".{_ADAPTER}.", "."), self.base.first_layer): parameter
-            for name, parameter in self.peft.named_parameters()
-            if ".lora_A." in name or ".lora_B." in name
-        }
+        parameters: dict[str, Tensor] = {}
+        values = dict(tensors)
+        for module, layer in self._layers.items():
+            name_a, name_b = _names(module)
+            parameters |= {name_a: layer.a_rK, name_b: layer.b_Nr}
+            if layer.started is not None and {name_a, name_b} <= values.keys():
+                values[name_a], values[name_b] = layer.started.split(values[name_a], values[name_b])
+        load_exactly(parameters, values)
 
 
 class FrozenLoraLinear(PeftLoraLinear):
@@ -98,6 +126,29 @@ class FrozenLoraLinear(PeftLoraLinear):
 
     PEFT would compute the delta in the parameters' float32; here they are master weights, cast where they are used.
     """
+
+    started: StartedFactors | None
+    """What is subtracted from the delta."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.started = None
+
+    @property
+    def a_rK(self) -> Tensor:
+        """The trained A."""
+        weight: Tensor = self.lora_A[_ADAPTER].weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def b_Nr(self) -> Tensor:
+        """The trained B."""
+        weight: Tensor = self.lora_B[_ADAPTER].weight  # type: ignore[assignment]
+        return weight
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(A, B) of the delta."""
+        return (self.a_rK, self.b_Nr) if self.started is None else self.started.delta(self.a_rK, self.b_Nr)
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         # PEFT knows where its own list of layer types keeps them, and warns about any other.
@@ -108,11 +159,14 @@ class FrozenLoraLinear(PeftLoraLinear):
         y: Tensor = self.base_layer(x)
         if self.disable_adapters:
             return y
-        a_rK: Any = self.lora_A[_ADAPTER].weight
-        b_Nr: Any = self.lora_B[_ADAPTER].weight
+        a_rK, b_Nr = self.factors()
         h = F.linear(self.lora_dropout[_ADAPTER](x), a_rK.to(x.dtype))
         scaled_Nr: Tensor = (b_Nr * self.scaling[_ADAPTER]).to(x.dtype)
         return y + F.linear(h, scaled_Nr)
+
+
+def _names(module: str) -> tuple[str, str]:
+    return f"{PEFT_PREFIX}{module}.lora_A.weight", f"{PEFT_PREFIX}{module}.lora_B.weight"
 
 
 def _exactly(module: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from weft_registry.base import BaseSpec
 from weft_trainer.adapted import AdaptedModel
 from weft_trainer.data import TextEncoder
 from weft_trainer.model import TrainingBase
+from weft_trainer.parts import Part
 
 
 class Method(Protocol):
@@ -33,4 +35,13 @@ class Method(Protocol):
 
     def bare(self, base: TrainingBase, params: Any) -> AdaptedModel:
         """The same without initial values that mean anything: for `AdaptedModel.restore`."""
+        ...
+
+
+@runtime_checkable
+class CompositeMethod(Method, Protocol):
+    """A method whose adapters are made over others, its parts."""
+
+    def over(self, parts: Sequence[Part]) -> Method:
+        """The same with its parts, which all other calls need."""
         ...

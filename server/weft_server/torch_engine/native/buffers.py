@@ -45,6 +45,7 @@ class Buffers:
         self.hidden = torch.zeros(rows, widths.hidden)
         self.normed = _bf16(rows, widths.hidden)
         self.wide = _bf16(rows, widths.wide)
+        self.sum = torch.zeros(rows, widths.hidden)
         self.query = _bf16(rows, widths.query)
         self.inner = _bf16(rows, widths.inner)
         self.pool = torch.zeros(rows, widths.groups)

@@ -2,7 +2,8 @@
 
 A program is a list of operators over one `Step`, built once and run step after step; what changes from step to step
 are the numbers in the `Step`. Where an adapter of a kind without low-rank factors touches a site, the program stops
-there and the kind's own pack is applied to the same buffers.
+there and the kind's own pack is applied to the same buffers; likewise where inputs or outputs are scaled, and at the
+end of a sublayer.
 
 Unlike the torch decoder it rounds no weight (codes are multiplied as they are, scales and minima in float16 applied in
 float32), keeps the residual stream in float32, and gives every row the same bits whatever its batch.
@@ -13,7 +14,7 @@ Legend: T rows, S rows whose logits are wanted, E hidden size, V vocabulary.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -26,9 +27,9 @@ from torch import Tensor
 
 from weft_adapters.base.load import StoredBase
 from weft_adapters.int4 import Int4Weight
-from weft_adapters.kinds.kind import Adapter, LinearSite
+from weft_adapters.kinds.kind import Adapter, LinearSite, SublayerSite
 from weft_server.torch_engine.batch import StepBatch
-from weft_server.torch_engine.deltas import ActiveAdapters
+from weft_server.torch_engine.deltas import ActiveAdapters, Touched
 from weft_server.torch_engine.kv_cache import CacheShape
 from weft_server.torch_engine.layers import load_layer
 from weft_server.torch_engine.logits import Logits
@@ -47,28 +48,22 @@ from weft_server.torch_engine.native.weights import (
 )
 from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.rope import RotaryTable
-from weft_server.torch_engine.sites import site_bias, site_weight, stack_dense
+from weft_server.torch_engine.sites import site_bias, site_weight, stack_dense, stack_weights
 
-
-@dataclass(frozen=True, eq=False)
-class _Stop:
-    """Where a program stops: adapters' packs are applied at `site`, from `x` to `y`."""
-
-    site: LinearSite
-    x: Tensor
-    y: Tensor
+Stop = Callable[[StepBatch, ActiveAdapters], None]
+"""What is done between two lists of operators: adapters act on the buffers."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Program:
     """Operators to run, each list followed by a stop; the last by the end."""
 
-    runs: tuple[tuple[ctypes.Array[layout.Op], _Stop | None], ...]
+    runs: tuple[tuple[ctypes.Array[layout.Op], Stop | None], ...]
     arguments: tuple[ctypes.Structure, ...]
     """What the operators point at."""
     overlay: Overlay | None
-    packed: frozenset[LinearSite]
-    """The sites at which it stops."""
+    touched: Touched
+    """Where it stops."""
 
 
 class NativeDecoder:
@@ -107,8 +102,8 @@ class NativeDecoder:
         self._cache: NativeKvStore | None = None
         self._step = layout.Step()
         self._program: _Program | None = None
-        self._packed: frozenset[LinearSite] = frozenset()
-        """The sites at which the active adapters want a stop."""
+        self._touched = Touched()
+        """Where the active adapters want a stop."""
 
     @property
     def size_bytes(self) -> int:
@@ -138,10 +133,10 @@ class NativeDecoder:
     ) -> NativeWeight:
         """See `Decoder`."""
         weight = self._weights[site]
-        minima = [new.minimum_NG for new in after if isinstance(new, Int4Weight)]
-        if len(minima) == len(after):
-            return weight.with_minimum(torch.cat([minimum.float() for minimum in minima]))
-        return weight.dense(stack_dense(after))
+        quantized = [new for new in after if isinstance(new, Int4Weight)]
+        if len(quantized) == len(after):
+            return weight.merged(stack_weights(before), stack_weights(quantized), bias_N)
+        return weight.dense(stack_dense(after), bias_N)
 
     def adopt(self, adapter: Adapter[Any]) -> Adapter[Any]:
         """See `Decoder`."""
@@ -155,16 +150,14 @@ class NativeDecoder:
         """See `Decoder`."""
         self._make_room(step, adapters)
         program = self._program
-        if program is None or program.overlay is not overlay or program.packed != self._packed:
-            program = self._program = self._compile(overlay, self._packed)
+        if program is None or program.overlay is not overlay or program.touched != self._touched:
+            program = self._program = self._compile(overlay, self._touched)
         kept = self._describe(step, adapters)
         for ops, stop in program.runs:
-            self._team.run(ops)
+            if len(ops):  # Two stops may follow each other.
+                self._team.run(ops)
             if stop is not None:
-                rows = step.token_T.shape[0]
-                x_TK = stop.x.flatten()[: rows * stop.site.in_features].view(rows, -1)
-                y_TN = stop.y.flatten()[: rows * sum(stop.site.out_features)].view(rows, -1)
-                adapters.apply(stop.site, x_TK, y_TN, step.segments, low_rank=False)
+                stop(step, adapters)
         del kept
         head, wanted = self._head_buffers, step.last_S.shape[0]
         return Logits(head.logits[:wanted], head.best[:wanted], head.token[:wanted])
@@ -172,7 +165,7 @@ class NativeDecoder:
     def _make_room(self, step: StepBatch, adapters: ActiveAdapters) -> None:
         changed = self._low_rank.update(adapters)
         if changed:
-            self._packed = adapters.packed_sites(self.sites)
+            self._touched = adapters.touched(self.sites, self._ends)
         rows, wanted = step.token_T.shape[0], step.last_S.shape[0]
         if rows > self._buffers.rows or self._low_rank.ranks > self._buffers.ranks:
             rows, ranks = max(_rounded(rows), self._buffers.rows), max(self._low_rank.ranks, self._buffers.ranks)
@@ -209,37 +202,47 @@ class NativeDecoder:
         block_array = np.fromiter(chain.from_iterable(span.blocks for span in step.spans), np.int32, blocks)
         s.num_rows, s.num_logits = step.token_T.shape[0], step.last_S.shape[0]
         s.num_merged, s.num_spans, s.num_segments = step.num_merged, len(spans), len(segments)
-        s.token, s.position, s.last = step.token_T.data_ptr(), step.position_T.data_ptr(), step.last_S.data_ptr()
+        token_T, embedding_VE = _with_virtual(step)
+        s.token, s.position, s.last = token_T.data_ptr(), step.position_T.data_ptr(), step.last_S.data_ptr()
+        s.embedded = None if embedding_VE is None else embedding_VE.data_ptr()
         s.slot = step.segments.adapter_T.data_ptr()
         s.segments, s.spans, s.blocks = segment_array.ctypes.data, span_array.ctypes.data, block_array.ctypes.data
-        return [segment_array, span_array, block_array]
+        return [segment_array, span_array, block_array, token_T, embedding_VE]
 
-    def _compile(self, overlay: Overlay | None, packed: frozenset[LinearSite]) -> _Program:
+    def _compile(self, overlay: Overlay | None, touched: Touched) -> _Program:
         assert self._cache is not None, "new_cache comes before the first step"
         c, b = self.config, self._buffers
         step = ctypes.addressof(self._step)
         arguments: list[ctypes.Structure] = []
-        runs: list[tuple[ctypes.Array[layout.Op], _Stop | None]] = []
+        runs: list[tuple[ctypes.Array[layout.Op], Stop | None]] = []
         run: list[ctypes.Structure] = []
         linears: list[layout.Linear] = []
 
-        def flush(stop: _Stop | None) -> None:
+        def flush(stop: Stop | None) -> None:
             ops = [layout.Op(kind, 0, ctypes.addressof(args)) for args in run for kind in layout.OPERATORS[type(args)]]
             runs.append(((layout.Op * len(ops))(*ops), stop))
             arguments.extend(run)
             run.clear()
 
-        def linear(site: LinearSite, x: Tensor, *, residual: bool) -> None:
+        def pool(site: LinearSite) -> None:
+            run.append(layout.Pool(step=step, width=site.in_features, group_size=self._group_size))
+
+        def linear(site: LinearSite, x: Tensor, end: SublayerSite | None = None) -> None:
+            """A site; with `end` its output goes onto the residual stream, through whoever acts at the end."""
+            if site in touched.inputs:
+                flush(_scale_input(site, x))
+                pool(site)
             merged = overlay.kernels.get(site) if overlay else None
             assert merged is None or isinstance(merged, NativeWeight)
             ends = np.cumsum(site.out_features).tolist()
-            in_place = residual and site not in packed
+            in_place = end is not None and site not in touched.outputs and end not in touched.sublayers
             op = layout.Linear(
                 step=step,
                 weight=self._weights[site].address,
                 merged=None if merged is None else merged.address,
                 input=x.data_ptr(),
-                output=None if in_place else b.wide.data_ptr(),
+                output=b.wide.data_ptr() if end is None else None,
+                sum=None if end is None or in_place else b.sum.data_ptr(),
                 module=self._low_rank.first_module[site],
                 num_modules=len(site.modules),
                 module_end=(ctypes.c_int32 * layout.MOST_MODULES)(*ends),
@@ -248,10 +251,13 @@ class NativeDecoder:
                 linears[-1].next = ctypes.addressof(op)
             linears.append(op)
             run.append(op)
-            if site in packed:
-                flush(_Stop(site, x, b.wide))
-                if residual:
-                    run.append(layout.Add(step=step, hidden=c.hidden_size))
+            if site in touched.outputs:
+                flush(_change_output(site, x, b.wide if end is None else b.sum))
+            if end in touched.sublayers:
+                assert end is not None
+                flush(_change_sublayer(end, b))
+            if end is not None and not in_place:
+                run.append(layout.Add(step=step, hidden=c.hidden_size))
 
         def norm(weight_E: Tensor) -> None:
             run.append(
@@ -268,7 +274,7 @@ class NativeDecoder:
         run.append(layout.Embed(step=step, table=table, hidden=c.hidden_size, blocked=self._embedding_VE is None))
         for index, layer in enumerate(self._layers):
             norm(layer.attention_norm_E)
-            linear(layer.attention_in, b.normed, residual=False)
+            linear(layer.attention_in, b.normed)
             heads = {"heads": c.num_heads, "kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
             run.append(
                 layout.Rotate(
@@ -286,17 +292,18 @@ class NativeDecoder:
                 layout.Attention(
                     step=step,
                     cache=self._cache.layer(index),
-                    group_size=self._group_size,
                     window=layer.window or 0,
                     scale=c.head_dim**-0.5,
                     **heads,
                 )
             )
-            linear(layer.attention_out, b.inner, residual=True)
+            if layer.attention_out not in touched.inputs:
+                pool(layer.attention_out)
+            linear(layer.attention_out, b.inner, layer.attention_end)
             norm(layer.mlp_norm_E)
-            linear(layer.mlp_in, b.normed, residual=False)
+            linear(layer.mlp_in, b.normed)
             run.append(layout.Gate(step=step, inner=c.intermediate_size, group_size=self._group_size))
-            linear(layer.mlp_out, b.inner, residual=True)
+            linear(layer.mlp_out, b.inner, layer.mlp_end)
         run.append(
             layout.Head(
                 step=step,
@@ -308,11 +315,56 @@ class NativeDecoder:
             )
         )
         flush(None)
-        return _Program(tuple(runs), tuple(arguments), overlay, packed)
+        return _Program(tuple(runs), tuple(arguments), overlay, touched)
+
+    @property
+    def _ends(self) -> Sequence[SublayerSite]:
+        return [end for layer in self._layers for end in (layer.attention_end, layer.mlp_end)]
 
     @property
     def _head_blocks(self) -> int:
         return -(-self.config.vocab_size // layout.BLOCK_N)
+
+
+def _scale_input(site: LinearSite, x: Tensor) -> Stop:
+    def stop(step: StepBatch, adapters: ActiveAdapters) -> None:
+        adapters.apply_input(site, _rows(x, step, site.in_features), step.segments)
+
+    return stop
+
+
+def _change_output(site: LinearSite, x: Tensor, y: Tensor) -> Stop:
+    def stop(step: StepBatch, adapters: ActiveAdapters) -> None:
+        x_TK, y_TN = _rows(x, step, site.in_features), _rows(y, step, sum(site.out_features))
+        adapters.apply(site, x_TK, y_TN, step.segments, low_rank=False)
+
+    return stop
+
+
+def _change_sublayer(end: SublayerSite, buffers: Buffers) -> Stop:
+    def stop(step: StepBatch, adapters: ActiveAdapters) -> None:
+        inputs, residual, y = (_rows(t, step, end.hidden) for t in (buffers.normed, buffers.hidden, buffers.sum))
+        adapters.apply_sublayer(end, inputs, residual, y, step.segments)
+
+    return stop
+
+
+def _rows(buffer: Tensor, step: StepBatch, width: int) -> Tensor:
+    """What the step's operators left in a buffer, which lies row after row whatever the buffer's own width."""
+    rows = step.token_T.shape[0]
+    return buffer.flatten()[: rows * width].view(rows, width)
+
+
+def _with_virtual(step: StepBatch) -> tuple[Tensor, Tensor | None]:
+    """The tokens, with rows of virtual ones counted -1, -2, ..., and the embeddings of those, one after the other."""
+    if not step.embedded:
+        return step.token_T, None
+    token_T, begin = step.token_T.clone(), 0
+    for virtual in step.embedded:
+        count = virtual.rows.stop - virtual.rows.start
+        token_T[virtual.rows] = torch.arange(-1 - begin, -1 - begin - count, -1)
+        begin += count
+    return token_T, torch.cat([virtual.embedding_TE.float() for virtual in step.embedded])
 
 
 def _norm(base: StoredBase, name: str) -> Tensor:

@@ -38,6 +38,7 @@ class Weight(ctypes.Structure):
         ("scale", c_void_p),
         ("minimum", c_void_p),
         ("minimum32", c_void_p),
+        ("scale32", c_void_p),
         ("dense", c_void_p),
         ("bias", c_void_p),
         ("num_out", c_int32),
@@ -64,6 +65,7 @@ class Step(ctypes.Structure):
         ("num_logits", c_int32),
         ("num_slots", c_int32),
         ("token", c_void_p),
+        ("embedded", c_void_p),
         ("position", c_void_p),
         ("slot", c_void_p),
         ("segments", c_void_p),
@@ -74,6 +76,7 @@ class Step(ctypes.Structure):
         ("hidden", c_void_p),
         ("normed", c_void_p),
         ("wide", c_void_p),
+        ("sum", c_void_p),
         ("query", c_void_p),
         ("inner", c_void_p),
         ("pool", c_void_p),
@@ -117,6 +120,7 @@ class Linear(ctypes.Structure):
         ("merged", c_void_p),
         ("input", c_void_p),
         ("output", c_void_p),
+        ("sum", c_void_p),
         ("module", c_int32),
         ("num_modules", c_int32),
         ("module_end", c_int32 * MOST_MODULES),
@@ -150,10 +154,15 @@ class Attention(ctypes.Structure):
         ("heads", c_int32),
         ("kv_heads", c_int32),
         ("head_dim", c_int32),
-        ("group_size", c_int32),
         ("window", c_int32),
         ("scale", c_float),
     )
+
+
+class Pool(ctypes.Structure):
+    """The groups' sums of the input of attention_out or mlp_out."""
+
+    _fields_ = (("step", c_void_p), ("width", c_int32), ("group_size", c_int32))
 
 
 class Gate(ctypes.Structure):
@@ -163,7 +172,7 @@ class Gate(ctypes.Structure):
 
 
 class Add(ctypes.Structure):
-    """A site's output onto the residual stream."""
+    """What a sublayer adds, onto the residual stream."""
 
     _fields_ = (("step", c_void_p), ("hidden", c_int32))
 
@@ -190,7 +199,8 @@ OPERATORS: dict[type[ctypes.Structure], tuple[OpKind, ...]] = {
     Norm: (OpKind.NORM,),
     Linear: (OpKind.SHRINK, OpKind.LINEAR),
     Rotate: (OpKind.ROTATE,),
-    Attention: (OpKind.ATTENTION, OpKind.POOL),
+    Attention: (OpKind.ATTENTION,),
+    Pool: (OpKind.POOL,),
     Gate: (OpKind.GATE,),
     Add: (OpKind.ADD,),
     Head: (OpKind.HEAD_INPUT, OpKind.HEAD, OpKind.CHOOSE),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class NativeAdapter(Adapter[Any]):
     column_M: Column = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size_bytes", self.tensors.size_bytes)
+        object.__setattr__(self, "size_bytes", self.tensors.size_bytes + sum(part.size_bytes for part in self.parts))
 
 
 def lay_out(adapter: Adapter[Any], sites: Sequence[LinearSite]) -> Adapter[Any]:
@@ -75,9 +76,10 @@ def lay_out(adapter: Adapter[Any], sites: Sequence[LinearSite]) -> Adapter[Any]:
     values = Arena(2 * end).take(end, torch.bfloat16)
     if pieces:
         torch.cat(pieces, out=values)
-    tensors = LaidOut(values, {name: places[id(tensor)] for name, tensor in adapter.tensors.items()})
+    laid = {name: places[id(tensor)] for name, tensor in adapter.tensors.items() if id(tensor) in places}
+    tensors = LaidOut(values, laid, {name: t for name, t in adapter.tensors.items() if name not in laid})
     column_M = np.array(list(_column(found, places, values.data_ptr())), LOW_RANK)
-    return NativeAdapter(adapter.digest, adapter.kind, adapter.params, tensors, column_M=column_M)
+    return NativeAdapter(adapter.digest, adapter.kind, adapter.params, tensors, adapter.parts, column_M=column_M)
 
 
 def _column(
@@ -134,16 +136,21 @@ class _Place:
 class LaidOut(Mapping[str, Tensor]):
     """The stored form by name, made when asked for."""
 
-    def __init__(self, values: Tensor, places: Mapping[str, _Place]) -> None:
+    def __init__(self, values: Tensor, places: Mapping[str, _Place], rest: Mapping[str, Tensor]) -> None:
         self._values, self._places = values, places
+        self._rest = rest
+        """Tensors that are no factors, as they are."""
 
     @property
     def size_bytes(self) -> int:
         """Of the tensors."""
-        return sum(math.prod(place.shape) for place in self._places.values()) * self._values.itemsize
+        factors = sum(math.prod(place.shape) for place in self._places.values()) * self._values.itemsize
+        return factors + sum(tensor.nbytes for tensor in self._rest.values())
 
     def __getitem__(self, name: str) -> Tensor:
-        place = self._places[name]
+        place = self._places.get(name)
+        if place is None:
+            return self._rest[name]
         values = self._values[place.begin : place.begin + math.prod(place.shape)]
         if not place.rank:
             return values.view(place.shape)
@@ -154,10 +161,10 @@ class LaidOut(Mapping[str, Tensor]):
         return torch.cat((paired, last), dim=2).flatten(0, 1)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return chain(self._places, self._rest)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._places) + len(self._rest)
 
 
 class LowRankTable:

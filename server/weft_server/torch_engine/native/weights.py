@@ -44,26 +44,29 @@ class NativeWeight:
         """Bytes of everything it holds, shared or not."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
-    def with_minimum(self, minimum_NG: Tensor) -> MergedWeight:
-        """The same codes and scales over another float32 minimum."""
+    def merged(self, before: Int4Weight, weight: Int4Weight, bias_N: Tensor | None) -> MergedWeight:
+        """`weight`, which has the codes of `before`, this one's own weight: over the same codes, and the same scales
+        where they are."""
+        own = {"minimum32": _by_block(weight.minimum_NG.float())}
+        scale32_NG = weight.scale_NG.float()
+        if not torch.equal(scale32_NG, before.scale_NG.float()):
+            own["scale32"] = _by_block(scale32_NG)
         shared = {name: self._tensors[name] for name in ("codes", "scale")}
-        return MergedWeight(
-            self.shape, self.group_size, self._bias_N, minimum32=_by_block(minimum_NG.float()), **shared
-        )
+        return MergedWeight(self.shape, self.group_size, _bias(bias_N), **own, **shared)
 
-    def dense(self, weight_NK: Tensor) -> NativeWeight:
-        """Another weight, dense, with this one's bias."""
+    def dense(self, weight_NK: Tensor, bias_N: Tensor | None) -> NativeWeight:
+        """Another weight of this one's shape, dense."""
         arena = Arena(dense_bytes(*weight_NK.shape))
-        return dense_weight(weight_NK, self.group_size, self._bias_N, arena)
+        return dense_weight(weight_NK, self.group_size, bias_N, arena)
 
 
 class MergedWeight(NativeWeight):
-    """A base weight under another minimum: holds nothing else of its own."""
+    """A base weight under another minimum, and other scales where those have changed: holds nothing else of its own."""
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the minimum: the codes and scales are the base's."""
-        return self._tensors["minimum32"].nbytes
+        """Bytes of the minimum and the scales: the codes, and scales that are the same, are the base's."""
+        return sum(tensor.nbytes for name, tensor in self._tensors.items() if name in ("minimum32", "scale32"))
 
 
 def int4_bytes(n_out: int, n_in: int, group_size: int) -> int:
@@ -87,7 +90,7 @@ def int4_weight(weight: Int4Weight, bias_N: Tensor | None, arena: Arena) -> Nati
     return NativeWeight(
         (n_out, n_in),
         weight.group_size,
-        None if bias_N is None else bias_N.float().contiguous(),
+        _bias(bias_N),
         codes=arena.put(words),
         scale=arena.put(_by_block(weight.scale_NG)),
         minimum=arena.put(_by_block(weight.minimum_NG)),
@@ -100,8 +103,11 @@ def dense_weight(weight_NK: Tensor, group_size: int, bias_N: Tensor | None, aren
     padded = weight_NK.new_zeros(_padded(n_out), n_in, dtype=torch.bfloat16)
     padded[:n_out] = weight_NK
     blocks = arena.put(padded.view(-1, BLOCK_N, n_in // 2, 2).permute(0, 2, 1, 3))
-    bias = None if bias_N is None else bias_N.float().contiguous()
-    return NativeWeight((n_out, n_in), group_size, bias, dense=blocks)
+    return NativeWeight((n_out, n_in), group_size, _bias(bias_N), dense=blocks)
+
+
+def _bias(bias_N: Tensor | None) -> Tensor | None:
+    return None if bias_N is None else bias_N.float().contiguous()
 
 
 def _by_block(values_NG: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
 from weft_registry.errors import InvalidInputError, UnsupportedError
+from weft_server.vllm_engine import versions
 from weft_server.vllm_engine.base.kernels import KERNELS
 from weft_server.vllm_engine.base.linear import WeftInt4LinearMethod
-from weft_server.vllm_engine.base.names import GROUP_SIZES, KERNEL_SETTING, METHOD
+from weft_server.vllm_engine.base.names import GROUP_SIZES, KERNEL_SETTING, LORA_SLOTS_SETTING, METHOD
 
 
 @register_quantization_config(METHOD)
@@ -72,7 +73,11 @@ class WeftInt4Config(QuantizationConfig):  # type: ignore[misc]
         """See vLLM: one method object a layer, for a layer's merge is its own state."""
         if not isinstance(layer, LinearBase):
             return None
-        return WeftInt4LinearMethod(self, prefix, _kernel_setting())
+        lora_slots = _settings().get(LORA_SLOTS_SETTING)
+        if lora_slots is not None:
+            # Here, so that only processes that load such a base have them.
+            versions.add_lora_layers()
+        return WeftInt4LinearMethod(self, prefix, _kernel_setting(), lora_slots)
 
 
 def _rounding_is_meant(record: logging.LogRecord) -> bool:
@@ -80,10 +85,14 @@ def _rounding_is_meant(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Attempted to load weight %s with dtype")
 
 
+def _settings() -> dict[str, Any]:
+    settings = get_current_vllm_config().additional_config
+    return settings if isinstance(settings, dict) else {}
+
+
 def _kernel_setting() -> str:
     """What `additional_config` asks for: a kernel by name, or "auto"."""
-    settings = get_current_vllm_config().additional_config
-    asked = settings.get(KERNEL_SETTING, "auto") if isinstance(settings, dict) else "auto"
+    asked = _settings().get(KERNEL_SETTING, "auto")
     if asked != "auto" and asked not in KERNELS:
         raise InvalidInputError(
             f"additional_config: {KERNEL_SETTING} is {asked!r}; it can be auto, {', '.join(KERNELS)}"

@@ -34,13 +34,18 @@ class ZeroKernel(Protocol):
         `zero_NG`, float32, in the engine's dtype."""
         ...
 
-    def apply(self, layer: nn.Module, x: Tensor, bias_N: Tensor | None) -> Tensor:
-        """(..., K) to (..., N)."""
+    def apply(self, layer: nn.Module, x: Tensor, bias_N: Tensor | None, pooled_TG: Tensor | None = None) -> Tensor:
+        """(..., K) to (..., N). `pooled_TG` is `pool(x)`, if somebody has it already."""
         ...
 
     def zeros(self, layer: nn.Module) -> Tensor:
         """The zeros in use, (N, G): a view to read or write in place, at an address that never changes."""
         ...
+
+
+def pool(x: Tensor, group_size: int) -> Tensor:
+    """(..., K) to the sums of each group of inputs, (T, G)."""
+    return x.reshape(-1, x.shape[-1] // group_size, group_size).sum(-1)
 
 
 class Pooled:
@@ -73,10 +78,11 @@ class Pooled:
                 "set VLLM_CPU_INT4_W4A8=0"
             )
 
-    def apply(self, layer: nn.Module, x: Tensor, bias_N: Tensor | None) -> Tensor:
+    def apply(self, layer: nn.Module, x: Tensor, bias_N: Tensor | None, pooled_TG: Tensor | None = None) -> Tensor:
         """See `ZeroKernel`. The kernel adds the bias: some of vLLM's keep it in an order of their own."""
         y: Tensor = self._kernel.apply_weights(layer, x, bias_N)
-        pooled_TG = x.reshape(-1, x.shape[-1] // self._group_size, self._group_size).sum(-1)
+        if pooled_TG is None:
+            pooled_TG = pool(x, self._group_size)
         zero_NG: Any = layer.weight_zero
         return torch.addmm(y.reshape(-1, y.shape[-1]), pooled_TG, zero_NG.t()).view(y.shape)
 
@@ -113,8 +119,8 @@ class FloatZero:
         delattr(layer, SCALE)
         layer.weight_scale_zero = nn.Parameter(scale_zero_GN2, requires_grad=False)
 
-    def apply(self, layer: nn.Module, x: Tensor, bias_N: Tensor | None) -> Tensor:
-        """See `ZeroKernel`."""
+    def apply(self, layer: nn.Module, x: Tensor, bias_N: Tensor | None, pooled_TG: Tensor | None = None) -> Tensor:
+        """See `ZeroKernel`. Sums of groups are of no use to it."""
         y_TN: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.reshape(-1, x.shape[-1]), getattr(layer, PACKED), self._group_size, layer.weight_scale_zero
         )

@@ -30,8 +30,11 @@ class WeftInt4LinearMethod(LinearMethodBase):  # type: ignore[misc]
     `merge_zeros`, `merge_dense` and `unmerge`.
     """
 
-    def __init__(self, config: WeftInt4Config, prefix: str, kernel: str) -> None:
+    def __init__(self, config: WeftInt4Config, prefix: str, kernel: str, lora_slots: int | None = None) -> None:
+        """`lora_slots`: see `names.LORA_SLOTS_SETTING`."""
         self.prefix = prefix
+        self.group_size = config.group_size
+        self.lora_slots = lora_slots
         self._config = config
         self._asked = kernel
         self._pristine_NG: Tensor | None = None
@@ -49,7 +52,7 @@ class WeftInt4LinearMethod(LinearMethodBase):  # type: ignore[misc]
         **extra_weight_attrs: Any,
     ) -> None:
         """See vLLM. Raises `ValueError` when tensor parallelism would split a group."""
-        group_size = self._config.group_size
+        group_size = self.group_size
         if input_size_per_partition % group_size:
             raise ValueError(
                 f"{self.prefix}: {input_size_per_partition} inputs a worker are not whole groups of {group_size}; "
@@ -82,14 +85,18 @@ class WeftInt4LinearMethod(LinearMethodBase):  # type: ignore[misc]
         # Some of vLLM's kernels put the layer's own into an order of theirs, which a dense merge does not have.
         self._bias_N = None if bias is None else bias.data.clone()
         self.kernel: ZeroKernel = choose_kernel(
-            self._asked, self._full_KN, self._part_KN, self._config.group_size, self._dtype, packed.device
+            self._asked, self._full_KN, self._part_KN, self.group_size, self._dtype, packed.device
         )
         self.kernel.prepare(layer, zero_NG)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """See vLLM: `x W^T + bias`."""
+        return self.apply_pooled(layer, x, None, bias)
+
+    def apply_pooled(self, layer: nn.Module, x: Tensor, pooled_TG: Tensor | None, bias: Tensor | None) -> Tensor:
+        """As `apply`, for whoever has the sums of each group of inputs already: the base may need them too."""
         if self._dense is None:
-            return self.kernel.apply(layer, x, bias)
+            return self.kernel.apply(layer, x, bias, pooled_TG)
         y = self._dense(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
         # None where another worker adds it.
         return y if bias is None or self._bias_N is None else y + self._bias_N
@@ -142,7 +149,7 @@ class WeftInt4LinearMethod(LinearMethodBase):  # type: ignore[misc]
     def _group_parameter(self, dtype: torch.dtype, device: torch.device | None = None) -> GroupQuantScaleParameter:
         n_in, n_out = self._part_KN
         return GroupQuantScaleParameter(
-            data=torch.empty(n_out, n_in // self._config.group_size, dtype=dtype, device=device),
+            data=torch.empty(n_out, n_in // self.group_size, dtype=dtype, device=device),
             input_dim=1,
             output_dim=0,
             weight_loader=self._loader,

@@ -12,15 +12,13 @@
 typedef struct {
     const Step *step;
     const uint16_t *cache; /* this layer's [block][2][H][16 D], see weft_rotate */
-    int32_t heads, kv_heads, head_dim, group_size;
+    int32_t heads, kv_heads, head_dim;
     int32_t window; /* 0: none */
     float scale;
 } Attention;
 
 enum { TILE_BLOCKS = 16, TILE_TOKENS = TILE_BLOCKS * BLOCK_TOKENS, TASK_QUERIES = 4, TASK_ROWS = 8 };
 #define INLINE static inline __attribute__((always_inline))
-
-void weft_pool_row(const Step *step, int row, const uint16_t *x, int first, int count, int group_size);
 
 typedef struct {
     const uint16_t *query;
@@ -194,13 +192,4 @@ void weft_attention(const void *args, Worker *worker) {
                 }
         }
     }
-}
-
-/* The groups' sums of what attention gave, which the next site multiplies by its minima. */
-void weft_pool(const void *args, Worker *worker) {
-    const Attention *op = args;
-    const Step *step = op->step;
-    const int width = op->heads * op->head_dim;
-    for (int t = weft_next(worker); t < step->num_rows; t = weft_next(worker))
-        weft_pool_row(step, t, step->inner + (int64_t)t * width, 0, width, op->group_size);
 }

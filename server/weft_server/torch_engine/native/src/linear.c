@@ -5,8 +5,9 @@
  *     W x = sum over groups of  scale (c . x)  +  minimum pool(x)
  *
  * so codes are multiplied as they are, being exact in bfloat16, and the scale is applied once a group in float32: nothing
- * is rounded but the sums. A merged QA-LoRA adapter is another minimum. Every sum of a row is taken in one fixed order,
- * whatever the other rows are: a row's result does not depend on its batch, not in one bit.
+ * is rounded but the sums. A merged QA-LoRA adapter is another minimum, a merged (IA)^3 adapter another scale too. Every
+ * sum of a row is taken in one fixed order, whatever the other rows are: a row's result does not depend on its batch, not
+ * in one bit.
  */
 #include "weft.h"
 
@@ -18,7 +19,8 @@ struct Linear {
     const Weight *weight;
     const Weight *merged;         /* of the rows 0..num_merged-1; NULL: like the others */
     const uint16_t *input;        /* (T, K) */
-    uint16_t *output;             /* (T, N), or NULL: added to the residual stream */
+    uint16_t *output;             /* (T, N), or NULL */
+    float *sum;                   /* the same in float32, or NULL; where both are, it goes onto the residual stream */
     int32_t module, num_modules;  /* the site's first module in Step.low_rank */
     int32_t module_end[4];        /* where each module's outputs end */
     const Linear *next;           /* the linear site that comes after this one, or NULL */
@@ -134,7 +136,9 @@ INLINE void tile(const int rows, const int dense, const Weight *weight, int bloc
             __m512 scale[2], minimum[2];
 #pragma GCC unroll 2
             for (int i = 0; i < 2; i++) {
-                scale[i] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(weight->scale + at + 16 * i)));
+                scale[i] = weight->scale32
+                               ? _mm512_loadu_ps(weight->scale32 + at + 16 * i)
+                               : _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(weight->scale + at + 16 * i)));
                 minimum[i] = weight->minimum
                                  ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(weight->minimum + at + 16 * i)))
                                  : _mm512_loadu_ps(weight->minimum32 + at + 16 * i);
@@ -339,16 +343,18 @@ static void add_deltas(const Linear *op, int module, int block, int row, int row
     }
 }
 
-static void store(const Linear *op, int block, int row, int rows, const float *out) {
+static void store(const Linear *op, const Weight *weight, int block, int row, int rows, const float *out) {
     const int num_out = op->weight->num_out;
     for (int r = 0; r < rows; r++) {
         __m512 y[2] = {_mm512_loadu_ps(out + r * BLOCK_N), _mm512_loadu_ps(out + r * BLOCK_N + 16)};
         const int64_t at = (int64_t)(row + r) * num_out + (int64_t)block * BLOCK_N;
         for (int i = 0; i < 2; i++) {
-            if (op->weight->bias)
-                y[i] = _mm512_add_ps(y[i], _mm512_loadu_ps(op->weight->bias + block * BLOCK_N + 16 * i));
+            if (weight->bias)
+                y[i] = _mm512_add_ps(y[i], _mm512_loadu_ps(weight->bias + block * BLOCK_N + 16 * i));
             if (op->output) {
                 _mm256_storeu_si256((__m256i *)(op->output + at + 16 * i), (__m256i)_mm512_cvtneps_pbh(y[i]));
+            } else if (op->sum) {
+                _mm512_storeu_ps(op->sum + at + 16 * i, y[i]);
             } else {
                 float *hidden = op->step->hidden + at + 16 * i;
                 _mm512_storeu_ps(hidden, _mm512_add_ps(_mm512_loadu_ps(hidden), y[i]));
@@ -413,7 +419,7 @@ static void rows_by_block(const Linear *op, const Weight *weight, int block, int
                 step->pool + (int64_t)row * step->pool_stride, step->pool_stride, out);
         if (step->num_segments)
             add_deltas(op, module, block - first, row, rows, out);
-        store(op, block, row, rows, out);
+        store(op, weight, block, row, rows, out);
         row += rows;
     }
 }

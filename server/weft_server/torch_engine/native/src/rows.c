@@ -18,6 +18,11 @@ typedef struct {
 
 typedef struct {
     const Step *step;
+    int32_t width, group_size;
+} Pool;
+
+typedef struct {
+    const Step *step;
     int32_t inner, group_size;
 } Gate;
 
@@ -35,8 +40,8 @@ typedef struct {
     int32_t heads, kv_heads, head_dim;
 } Rotate;
 
-/* The sums of a row's groups, which the int4 product and QA-LoRA both read. Also used by attention.c. */
-void weft_pool_row(const Step *step, int row, const uint16_t *x, int first, int count, int group_size) {
+/* The sums of a row's groups, which the int4 product and QA-LoRA both read. */
+static void pool_row(const Step *step, int row, const uint16_t *x, int first, int count, int group_size) {
     float *pool = step->pool + (int64_t)row * step->pool_stride + first / group_size;
     uint16_t *pooled = step->pooled + (int64_t)row * step->pool_stride + first / group_size;
     for (int k = 0; k < count; k += group_size) {
@@ -54,7 +59,11 @@ void weft_embed(const void *args, Worker *worker) {
     for (int t = weft_next(worker); t < op->step->num_rows; t = weft_next(worker)) {
         const int64_t token = op->step->token[t];
         float *x = op->step->hidden + (int64_t)t * op->hidden;
-        if (op->blocked) {
+        if (token < 0) {
+            const float *embedding = op->step->embedded + (-1 - token) * op->hidden;
+            for (int k = 0; k < op->hidden; k += 16)
+                _mm512_storeu_ps(x + k, _mm512_loadu_ps(embedding + k));
+        } else if (op->blocked) {
             const uint16_t *pairs = op->table + token / BLOCK_N * op->hidden * BLOCK_N + token % BLOCK_N * 2;
             for (int k = 0; k < op->hidden; k += 2, pairs += 2 * BLOCK_N) {
                 x[k] = from_bf16(pairs[0]);
@@ -72,8 +81,15 @@ void weft_norm(const void *args, Worker *worker) {
     for (int t = weft_next(worker); t < op->step->num_rows; t = weft_next(worker)) {
         uint16_t *out = op->step->normed + (int64_t)t * op->hidden;
         rms_norm(op->step->hidden + (int64_t)t * op->hidden, op->norm, op->hidden, op->epsilon, out);
-        weft_pool_row(op->step, t, out, 0, op->hidden, op->group_size);
+        pool_row(op->step, t, out, 0, op->hidden, op->group_size);
     }
+}
+
+/* The sums of the groups of `inner`, where what wrote it did not make them. */
+void weft_pool(const void *args, Worker *worker) {
+    const Pool *op = args;
+    for (int t = weft_next(worker); t < op->step->num_rows; t = weft_next(worker))
+        pool_row(op->step, t, op->step->inner + (int64_t)t * op->width, 0, op->width, op->group_size);
 }
 
 /* inner = silu(gate) * up, of gate and up side by side. */
@@ -88,18 +104,19 @@ void weft_gate(const void *args, Worker *worker) {
                 _mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), exp_lanes(_mm512_sub_ps(_mm512_setzero_ps(), g))));
             store_bf16(out + k, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid), load_bf16(gate + op->inner + k)));
         }
-        weft_pool_row(op->step, t, out, 0, op->inner, op->group_size);
+        pool_row(op->step, t, out, 0, op->inner, op->group_size);
     }
 }
 
-/* The residual stream plus an output that others have changed since. */
+/* The residual stream plus what a sublayer adds to it, which adapters have changed since. In float32, as the product
+ * would have added it: who wears none of them keeps the same bits. */
 void weft_add(const void *args, Worker *worker) {
     const Add *op = args;
     for (int t = weft_next(worker); t < op->step->num_rows; t = weft_next(worker)) {
         float *x = op->step->hidden + (int64_t)t * op->hidden;
         for (int k = 0; k < op->hidden; k += 16)
             _mm512_storeu_ps(x + k, _mm512_add_ps(_mm512_loadu_ps(x + k),
-                                                  load_bf16(op->step->wide + (int64_t)t * op->hidden + k)));
+                                                  _mm512_loadu_ps(op->step->sum + (int64_t)t * op->hidden + k)));
     }
 }
 

@@ -103,12 +103,12 @@ static State leave(Team *team) {
 }
 
 /* Works on the program that is open, from the operator it is at, until it is over. Returns the state seen then. */
-static State run(Team *team, int index, State state) {
+static State run(Team *team, State state) {
     while (is_open(state)) {
         /* In, with the next unit, in one step: whoever is inside keeps the program from going on. */
         if (!atomic_compare_exchange_weak(&team->state, &state, state + INSIDE + 1))
             continue;
-        Worker worker = {team, index, team->count, (uint32_t)state};
+        Worker worker = {team, team->count, (uint32_t)state};
         const uint32_t at = operator_of(state);
         const Op *op = team->ops + at;
         RUN[op->kind](op->args, &worker);
@@ -119,20 +119,13 @@ static State run(Team *team, int index, State state) {
     return state;
 }
 
-typedef struct {
-    Team *team;
-    int index;
-} Start;
-
 static void *work(void *arg) {
-    const Start start = *(Start *)arg;
-    Team *team = start.team;
-    free(arg);
+    Team *team = arg;
     for (State state = 0;;) {
         state = await_change(team, state, IDLE_OFFERS);
         if (atomic_load(&team->closing))
             return NULL;
-        state = run(team, start.index, state);
+        state = run(team, state);
     }
 }
 
@@ -148,10 +141,7 @@ Team *weft_team_open(int count) {
     *team = (Team){.count = count};
     team->threads = calloc(count, sizeof(pthread_t));
     for (int i = 1; i < count; i++) {
-        Start *start = malloc(sizeof(Start));
-        *start = (Start){team, i};
-        if (pthread_create(&team->threads[i], NULL, work, start)) {
-            free(start);
+        if (pthread_create(&team->threads[i], NULL, work, team)) {
             team->count = i;
             weft_team_close(team);
             return NULL;
@@ -166,7 +156,7 @@ void weft_run(Team *team, const Op *ops, int num_ops) {
     team->num_ops = num_ops;
     atomic_store(&team->state, OPEN);
     wake(team);
-    run(team, 0, OPEN);
+    run(team, OPEN);
 }
 
 void weft_team_close(Team *team) {

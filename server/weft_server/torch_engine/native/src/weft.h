@@ -17,6 +17,7 @@ typedef struct {
     const uint16_t *scale;   /* float16 [N/32][G][32] */
     const uint16_t *minimum; /* float16 [N/32][G][32], or NULL */
     const float *minimum32;  /* the same in float32 (merged weights), or NULL */
+    const float *scale32;    /* likewise beside minimum32, instead of scale; or NULL */
     const uint16_t *dense;   /* bfloat16 [N/32][K/2][32][2], or NULL */
     const float *bias;       /* (N,), or NULL */
     int32_t num_out, num_in, group_size, unused;
@@ -44,7 +45,9 @@ typedef struct {
 /* One step: its rows, and the buffers that the operators pass on. */
 typedef struct {
     int32_t num_rows, num_merged, num_spans, num_segments, num_logits, num_slots;
-    const int64_t *token, *position; /* (T,) */
+    const int64_t *token;    /* (T,); below 0: row -1 - token of `embedded` */
+    const float *embedded;   /* (rows of virtual tokens, E) */
+    const int64_t *position; /* (T,) */
     const int32_t *slot;             /* (T,): the adapter of each row, -1 for none */
     const Segment *segments;
     const Span *spans;
@@ -54,6 +57,7 @@ typedef struct {
     float *hidden;           /* (T, E): the residual stream */
     uint16_t *normed;        /* (T, E): the input of qkv and gate_up */
     uint16_t *wide;          /* (T, widest linear output) */
+    float *sum;              /* (T, E): what a sublayer adds to the residual stream, where adapters change it first */
     uint16_t *query;         /* (T, heads, D) */
     uint16_t *inner;         /* (T, max(heads D, I)): the input of attention_out and mlp_out */
     float *pool;             /* (T, most groups): sums of the groups of the linear input */
@@ -66,8 +70,8 @@ typedef struct {
 typedef struct Team Team;
 typedef struct {
     Team *team;
-    int index, count;
-    int unit; /* taken on entering and not yet given out by weft_next; or -1 */
+    int count; /* of the team's workers */
+    int unit;  /* taken on entering and not yet given out by weft_next; or -1 */
 } Worker;
 
 /* One worker's part in an operator: units of it, as long as there are any. */

@@ -1,0 +1,27 @@
+"""An artifact as a command is given it: a directory, or the reference of a published version."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from weft_client.cli.failure import Failure
+from weft_client.cli.pull import fetch
+from weft_registry.reference import Reference
+
+
+@contextmanager
+def artifact_directory(artifact: str, registry_target: str | None, quiet: bool) -> Generator[Path]:
+    """The directory that is there, or one that the version is pulled to for as long as it is used."""
+    if Path(artifact).is_dir():
+        yield Path(artifact)
+        return
+    if artifact.startswith((".", "/", "~")):
+        raise Failure(f"no artifact directory at {artifact}")
+    Reference.parse(artifact)
+    with tempfile.TemporaryDirectory(prefix="weft-part-") as scratch:
+        directory = Path(scratch) / "artifact"
+        fetch(artifact, directory, registry_target, quiet)
+        yield directory

@@ -1,0 +1,32 @@
+"""Every recipe in `examples/` runs as it is, a few steps long and on a tiny base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import AddedBase
+from weft_registry import artifact
+from weft_trainer import config as configs
+from weft_trainer import train as runs
+from weft_trainer.methods import METHODS
+from weft_trainer.progress import QuietReporter
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])
+def test_a_recipe_runs_as_it_is(
+    recipe: Path, tiny_base: Callable[..., AddedBase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its paths are relative to the repository.
+    monkeypatch.chdir(ROOT)
+    base = tiny_base()
+    config = configs.load(recipe, [f"base={base.name}", f"output={tmp_path / 'made'}", "training.steps=2"])
+    manifest = artifact.read(runs.train(config, QuietReporter(), base.home))
+    assert manifest.kind == METHODS[config.method].kind
+    # Those that train whole weights have the scores from before the extraction besides.
+    assert {metric.name for metric in manifest.metrics} >= {"loss", "exact_match", "examples"}

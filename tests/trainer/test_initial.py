@@ -1,0 +1,270 @@
+"""The first A and B: what training starts at, and that the artifact is what was learned over the served base."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from tests.tiny_models import AddedBase
+from tests.trainer.oracles import BATCH, LABELS, dense_model
+from weft_registry import artifact, peft_format
+from weft_registry.errors import InvalidInputError
+from weft_trainer import initial, targets
+from weft_trainer.config import TrainConfig, parse
+from weft_trainer.data import BaseTokenizer
+from weft_trainer.evaluate import evaluate
+from weft_trainer.methods import METHODS
+from weft_trainer.model import build
+from weft_trainer.options import LoraOptions
+from weft_trainer.progress import QuietReporter
+
+SHARED: dict[str, Any] = {
+    "r": 4,
+    "alpha": 6.0,
+    "layers": (1,),
+    "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {"up_proj": 3.0},
+}
+
+
+def attached(base: AddedBase, options: LoraOptions, method: str = "lora") -> Any:
+    made, tokenizer = METHODS[method], BaseTokenizer(base.stored.tokenizer_dir)
+    params = made.params(options, base.stored.spec, tokenizer)
+    return made.attach(build(base.stored, torch.float32), params, options, tokenizer)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_first_factors_are_stock_pefts(init: str, use_rslora: bool, tiny_base: Callable[..., AddedBase]) -> None:
+    base = tiny_base()
+    options = LoraOptions(init=init, use_rslora=use_rslora, **SHARED)
+    trained = targets.resolve(options, base.stored.spec)
+    theirs: Any = peft.get_peft_model(
+        dense_model(base),
+        peft.LoraConfig(
+            r=4,
+            lora_alpha=6,
+            use_rslora=use_rslora,
+            init_lora_weights=init,
+            target_modules=list(trained.target_modules),
+            rank_pattern=dict(trained.rank_pattern),
+            alpha_pattern=dict(trained.alpha_pattern),
+        ),
+    )
+    found = dict(initial.starts(options, base.stored, trained))
+    assert found.keys() == set(trained.target_modules)
+    for module, start in found.items():
+        layer = theirs.get_submodule(f"base_model.model.{module}")
+        wanted = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        assert start.a_rK.shape == layer.lora_A["default"].weight.shape
+        # Signs of singular vectors are anybody's; the product is not, nor is what is left of the weight.
+        torch.testing.assert_close(start.b_Nr @ start.a_rK, wanted, atol=1e-5, rtol=1e-4)
+        rest = base.stored.int4(module).dequantize() - trained.scaling(module) * start.b_Nr @ start.a_rK
+        torch.testing.assert_close(rest, layer.base_layer.weight, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_training_is_stock_pefts_beside_the_rest_of_the_weight(
+    init: str, use_rslora: bool, tiny_base: Callable[..., AddedBase]
+) -> None:
+    """Stock PEFT trains on a base without the first factors; here the same gradients come from the whole base."""
+    base = tiny_base()
+    ours = attached(base, LoraOptions(init=init, use_rslora=use_rslora, **SHARED))
+    trained = targets.resolve(LoraOptions(use_rslora=use_rslora, **SHARED), base.stored.spec)
+    theirs: Any = peft.get_peft_model(
+        dense_model(base),
+        peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=4,
+            lora_alpha=6,
+            use_rslora=use_rslora,
+            init_lora_weights=init,
+            target_modules=list(trained.target_modules),
+            rank_pattern=dict(trained.rank_pattern),
+            alpha_pattern=dict(trained.alpha_pattern),
+        ),
+    )
+    generator = torch.Generator().manual_seed(0)
+    pairs = {}
+    for name, parameter in ours.named_parameters():
+        if parameter.requires_grad:
+            pairs[name] = (parameter, theirs.get_parameter(name.removeprefix("peft.")))
+    assert len(pairs) == 2 * len(trained.target_modules)
+    with torch.no_grad():
+        for parameter, other in pairs.values():
+            step = 0.1 * torch.randn(parameter.shape, generator=generator)
+            # From one and the same start: LAPACK may turn singular vectors round.
+            parameter.copy_(other + step)
+            other.add_(step)
+        for module, layer in ours._layers.items():
+            peft_layer = theirs.get_submodule(f"base_model.model.{module}")
+            weight = base.stored.int4(module).dequantize() - peft_layer.base_layer.weight
+            start = layer.started
+            product = layer.scaling["default"] * start.get_buffer("b_Nr") @ start.get_buffer("a_rK")
+            torch.testing.assert_close(product, weight, atol=1e-5, rtol=1e-4)
+    loss = ours(**BATCH, labels=LABELS)["loss"]
+    wanted = theirs(**BATCH, labels=LABELS).loss
+    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-4)
+    loss.backward()
+    wanted.backward()
+    for parameter, other in pairs.values():
+        torch.testing.assert_close(parameter.grad, other.grad, atol=2e-5, rtol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "dora"])
+@pytest.mark.parametrize("init", ["default", "gaussian", "pissa", "olora"])
+def test_training_starts_at_the_base_exactly(method: str, init: str, tiny_base: Callable[..., AddedBase]) -> None:
+    base = tiny_base()
+    wanted = build(base.stored, torch.float32).hidden(BATCH)
+    made = parse({**DOCUMENT, "method": method, "adapter": {**SHARED, "init": init}}).adapter
+    assert isinstance(made, LoraOptions)
+    model = attached(base, made, method)
+    torch.testing.assert_close(model.hidden(BATCH), wanted, atol=2e-6 if method == "dora" else 0, rtol=0)
+
+
+DOCUMENT: dict[str, Any] = {"base": "b", "output": "o", "data": {"train": "t.jsonl"}}
+
+
+def test_gaussian_draws_a_with_a_deviation_of_one_over_the_rank(tiny_base: Callable[..., AddedBase]) -> None:
+    base = tiny_base()
+    model = attached(base, LoraOptions(init="gaussian", r=64))
+    drawn = torch.cat([t.flatten() for name, t in model.export().items() if "lora_A" in name])
+    assert float(drawn.std()) == pytest.approx(1 / 64, rel=0.02)
+    # Uniform numbers would end at 1.7 deviations.
+    assert float(drawn.abs().max()) > 3 / 64
+    assert not any(t.any() for name, t in model.export().items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_artifact_is_twice_the_rank_and_survives_bfloat16(init: str, tiny_base: Callable[..., AddedBase]) -> None:
+    base = tiny_base()
+    options = LoraOptions(init=init, **SHARED)
+    model = attached(base, options)
+    first = {name: p.detach().clone() for name, p in model.trainable().items()}
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            # A little of what was there, as training changes it.
+            parameter.add_(1e-3 * parameter.abs().mean() * torch.randn(parameter.shape))
+    found = model.export()
+    params = METHODS["lora"].params(options, base.stored.spec, BaseTokenizer(base.stored.tokenizer_dir))
+    trained = targets.resolve(options, base.stored.spec)
+    now = model.trainable()
+    for module in params.target_modules:
+        assert params.rank(module) == 2 * trained.rank(module)
+        assert params.scaling(module) == pytest.approx(trained.scaling(module), rel=1e-12)
+        key = f"base_model.model.{module}.lora_"
+        (a,) = [name for name in now if f"{module}.lora_A." in name]
+        b = a.replace("lora_A", "lora_B")
+        learned = now[b].double() @ now[a].double() - first[b].double() @ first[a].double()
+        stored = found[f"{key}B.weight"].double() @ found[f"{key}A.weight"].double()
+        assert float((stored - learned).norm() / learned.norm()) < 1e-3
+        rounded = found[f"{key}B.weight"].bfloat16().double() @ found[f"{key}A.weight"].bfloat16().double()
+        assert float((rounded - learned).norm() / learned.norm()) < 0.01
+        # As a difference of large products it would not.
+        large = [torch.cat(p, d).bfloat16().double() for p, d in (((now[b], -first[b]), 1), ((now[a], first[a]), 0))]
+        assert float((large[0] @ large[1] - learned).norm() / learned.norm()) > 0.1
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_trained_artifact_is_stock_pefts_over_the_base_that_is_served(
+    method: str,
+    init: str,
+    tiny_base: Callable[..., AddedBase],
+    make_config: Callable[..., TrainConfig],
+    run: Callable[[TrainConfig, AddedBase], Path],
+) -> None:
+    base = tiny_base()
+    config = make_config(base, method, {"r": 4, "init": init, "layers": "top:1"}, learning_rate=3e-3)
+    made = run(config, base)
+    manifest = artifact.read(made)
+    assert (manifest.kind, manifest.adapter["r"], manifest.adapter["alpha"]) == (method, 8, "32")
+    settings = peft_format.parse_config((made / "adapter_config.json").read_bytes())
+    assert settings["init_lora_weights"] is True
+    score = evaluate(made, config.data.train, QuietReporter(), home=base.home, dtype=torch.float32)
+    alone = evaluate(None, config.data.train, QuietReporter(), base=base.name, home=base.home, dtype=torch.float32)
+    assert score.loss < 0.9 * alone.loss
+    theirs: Any = PeftModel.from_pretrained(dense_model(base), str(made))
+    options = LoraOptions(r=4, init=init, layers="top:1")
+    tokenizer = BaseTokenizer(base.stored.tokenizer_dir)
+    ours = METHODS[method].bare(
+        build(base.stored, torch.float32), METHODS[method].params(options, base.stored.spec, tokenizer)
+    )
+    again = attached(base, options, method)
+    tensors = load_file(str(made / "adapter_model.safetensors"))
+    mask = BATCH["attention_mask"].bool()
+    with torch.no_grad():
+        wanted = theirs(**BATCH).logits[mask]
+        for model in (ours, again):
+            model.restore(tensors)
+            logits = model.base.logits(model.hidden(BATCH))[mask]
+            torch.testing.assert_close(logits, wanted, atol=2e-4, rtol=1e-3)
+
+
+def test_a_resumed_run_goes_on_from_the_same_factors(
+    tiny_base: Callable[..., AddedBase],
+    make_config: Callable[..., TrainConfig],
+    run: Callable[[TrainConfig, AddedBase], Path],
+) -> None:
+    base = tiny_base()
+    adapter = {"r": 4, "init": "pissa"}
+    whole = run(make_config(base, "lora", adapter, save_every=3), base) / "adapter_model.safetensors"
+    expected = whole.read_bytes()
+    checkpoints = make_config(base, "lora", adapter).checkpoints
+    shutil.rmtree(checkpoints / "checkpoint-6")
+    assert run(make_config(base, "lora", adapter, save_every=3, resume=True), base)
+    assert whole.read_bytes() == expected
+
+
+def test_loftq_starts_nearer_to_the_original_than_the_base_is(
+    tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path]
+) -> None:
+    base, original = tiny_base(), tiny_source()
+    options = LoraOptions(init="loftq", original=original, **SHARED)
+    trained = targets.resolve(options, base.stored.spec)
+    model = attached(base, options)
+    tensors = model.export()
+    float_weights = load_file(str(original / "model.safetensors"))
+    for module in trained.target_modules:
+        lost = float_weights[f"{module}.weight"] - base.stored.int4(module).dequantize()
+        key = f"base_model.model.{module}.lora_"
+        delta = trained.scaling(module) * tensors[f"{key}B.weight"] @ tensors[f"{key}A.weight"]
+        left = torch.linalg.svdvals(lost.double())[trained.rank(module) :].norm()
+        # The best that this rank can do, by Eckart and Young.
+        assert float((lost - delta).norm()) == pytest.approx(float(left), rel=1e-4)
+
+
+def test_loftq_without_the_bases_original_is_refused_by_name(
+    tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path]
+) -> None:
+    base = tiny_base()
+    for options, words in (
+        (LoraOptions(init="loftq", original=tiny_source(seed=5), **SHARED), "adapter.original: .* differs"),
+        (LoraOptions(init="loftq", original=tiny_source(hidden_size=32), **SHARED), r"adapter.original: .*\(.*32\)"),
+    ):
+        with pytest.raises(InvalidInputError, match=words):
+            attached(base, options)
+    with pytest.raises(InvalidInputError, match=r"adapter.init: loftq .* adapter.original"):
+        LoraOptions(init="loftq")
+    with pytest.raises(InvalidInputError, match=r"adapter\.original: without effect"):
+        LoraOptions(original=Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [({"r": 65}, "rank 64 at most"), ({"r": 700, "target_modules": ["q_proj"]}, "rank 64 at most")],
+)
+def test_a_rank_that_the_weight_has_not_is_refused(
+    adapter: dict[str, Any], words: str, tiny_base: Callable[..., AddedBase]
+) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        attached(tiny_base(), LoraOptions(init="pissa", **adapter))

@@ -1,0 +1,176 @@
+"""Bottleneck adapters: `y <- y + s (U f(D z + d) + u)` at the end of sublayers, before the residual is added.
+
+One kind, three methods, which differ in where the adapter stands, what it reads and how it starts: `houlsby`
+(arXiv:1902.00751, section 2), `pfeiffer` (arXiv:2005.00052, section 3) and `parallel` (arXiv:2110.04366, section 3).
+Own code: PEFT has no such kind.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weft_adapters.kinds.bottleneck_network import NON_LINEARITIES, read
+from weft_registry.base import BaseSpec
+from weft_registry.errors import InvalidInputError
+from weft_registry.kinds.bottleneck import PLACES, BottleneckParams, sublayer_prefix
+from weft_trainer import targets
+from weft_trainer.adapted import AdaptedModel, load_exactly
+from weft_trainer.data import TextEncoder
+from weft_trainer.model import TrainingBase
+from weft_trainer.options import BottleneckOptions
+from weft_trainer.sublayers import at_end_of
+
+
+class BottleneckMethod(ABC):
+    """What the three methods share."""
+
+    name: str
+    kind = "bottleneck"
+    places: tuple[str, ...]
+    reads: str
+    non_linearity: str
+    reduction_factor: float
+    scaling: float
+
+    @abstractmethod
+    def start(self, down: nn.Linear, up: nn.Linear) -> None:
+        """Gives a down- and an up-projection their first values; their biases are zero already."""
+
+    def params(self, options: BottleneckOptions, base: BaseSpec, encoder: TextEncoder) -> BottleneckParams:
+        """See `Method.params`: the options, and the method's own choice where they say nothing."""
+        layers = targets.chosen_layers(options.layers, base.num_layers) - set(options.leave_out)
+        outside = [layer for layer in options.leave_out if not 0 <= layer < base.num_layers]
+        if outside or not layers:
+            wrong = f"no layer {outside[0]}" if outside else "no layer is left"
+            raise InvalidInputError(f"adapter.leave_out: {wrong}; this base has 0 to {base.num_layers - 1}")
+        factor = options.reduction_factor or self.reduction_factor
+        chosen = options.places or self.places
+        return BottleneckParams(
+            bottleneck_size=options.bottleneck_size or max(1, int(base.hidden_size // factor)),
+            non_linearity=options.non_linearity or self.non_linearity,
+            reads=options.reads or self.reads,
+            places=tuple(place for place in PLACES if place in chosen),
+            layers=tuple(sorted(layers)),
+            scaling=self.scaling if options.scaling is None else options.scaling,
+        )
+
+    def first_layer(self, params: BottleneckParams) -> int:
+        """See `Method.first_layer`."""
+        return params.layers[0]
+
+    def attach(
+        self, base: TrainingBase, params: BottleneckParams, options: BottleneckOptions, encoder: TextEncoder
+    ) -> AdaptedModel:
+        """At or near the base itself, as the method's paper starts."""
+        model = BottleneckModel(base, params, options.dropout)
+        for network in model.networks.values():
+            assert isinstance(network, BottleneckNetwork)
+            self.start(network.adapter_down, network.adapter_up)
+        return model
+
+    def bare(self, base: TrainingBase, params: BottleneckParams) -> AdaptedModel:
+        """See `Method.bare`."""
+        return BottleneckModel(base, params, dropout=0.0)
+
+
+class HoulsbyMethod(BottleneckMethod):
+    """`method: houlsby`."""
+
+    name = "houlsby"
+    places, reads = ("attention", "mlp"), "output"
+    non_linearity, reduction_factor, scaling = "swish", 16.0, 1.0
+
+    def start(self, down: nn.Linear, up: nn.Linear) -> None:
+        """Near the identity: both normal with a deviation of 0.01, cut off at two deviations."""
+        for linear in (down, up):
+            nn.init.trunc_normal_(linear.weight, std=1e-2, a=-2e-2, b=2e-2)
+
+
+class PfeifferMethod(BottleneckMethod):
+    """`method: pfeiffer`."""
+
+    name = "pfeiffer"
+    places, reads = ("mlp",), "sum"
+    non_linearity, reduction_factor, scaling = "relu", 16.0, 1.0
+
+    def start(self, down: nn.Linear, up: nn.Linear) -> None:
+        """As BERT starts its layers: both normal with a deviation of 0.02."""
+        for linear in (down, up):
+            nn.init.normal_(linear.weight, std=0.02)
+
+
+class ParallelMethod(BottleneckMethod):
+    """`method: parallel`."""
+
+    name = "parallel"
+    places, reads = ("mlp",), "residual"
+    non_linearity, reduction_factor, scaling = "relu", 2.0, 4.0
+
+    def start(self, down: nn.Linear, up: nn.Linear) -> None:
+        """As LoRA starts: D uniform, U zero, so that training begins at the base itself."""
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        nn.init.zeros_(up.weight)
+
+
+class BottleneckModel(AdaptedModel):
+    """The base with a network at the end of each chosen sublayer."""
+
+    def __init__(self, base: TrainingBase, params: BottleneckParams, dropout: float) -> None:
+        super().__init__(base)
+        hidden = base.stored.spec.hidden_size
+        self.networks = nn.ModuleDict()
+        self._sites: dict[str, str] = {}
+        """What the stored names of each network's tensors begin with, by its name here."""
+        for layer in params.layers:
+            for place in params.places:
+                network = BottleneckNetwork(hidden, params, dropout).to(base.device)
+                key = f"layer{layer}-{place}"
+                self.networks[key], self._sites[key] = network, sublayer_prefix(layer, place)
+                at_end_of(base, layer, place, network)
+
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """See `AdaptedModel.hidden`."""
+        return self.base.hidden(batch)
+
+    def export(self) -> dict[str, Tensor]:
+        """See `AdaptedModel.export`."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self._stored().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `AdaptedModel.restore`."""
+        load_exactly(self._stored(), tensors)
+
+    def _stored(self) -> dict[str, Tensor]:
+        return {
+            f"{self._sites[key]}{name}": parameter
+            for key, network in self.networks.items()
+            for name, parameter in network.named_parameters()
+        }
+
+
+class BottleneckNetwork(nn.Module):
+    """One network. D is (d, E), U is (E, d), with biases: float32 master weights, cast where they are used."""
+
+    def __init__(self, hidden: int, params: BottleneckParams, dropout: float) -> None:
+        super().__init__()
+        self.adapter_down = nn.Linear(hidden, params.bottleneck_size)
+        self.adapter_up = nn.Linear(params.bottleneck_size, hidden)
+        for linear in (self.adapter_down, self.adapter_up):
+            nn.init.zeros_(linear.bias)
+        self._params = params
+        self._dropout = nn.Dropout(dropout)
+
+    def forward(self, input_BTE: Tensor, residual_BTE: Tensor, y_BTE: Tensor) -> Tensor:
+        """The sublayer's output with the network's in it: (B, T, E)."""
+        z_BTE = read(self._params.reads, input_BTE, residual_BTE, y_BTE, y_BTE.dtype)
+        h_BTd = NON_LINEARITIES[self._params.non_linearity](_apply(self.adapter_down, z_BTE))
+        return y_BTE + self._dropout(_apply(self.adapter_up, h_BTd) * self._params.scaling)
+
+
+def _apply(linear: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, linear.weight.to(x.dtype), linear.bias.to(x.dtype))

@@ -1,0 +1,178 @@
+"""AdapterFusion: with the base and the parts frozen, an attention over the parts' outputs is trained (Pfeiffer et al.
+2021, arXiv:2005.00247, section 3.2).
+
+Stage one of the paper is any bottleneck method, once for each part; this is stage two. Own code: PEFT has no fusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weft_adapters.kinds.bottleneck_network import Network, network, read
+from weft_registry.base import BaseSpec
+from weft_registry.errors import InvalidInputError
+from weft_registry.kinds.bottleneck import BottleneckParams, sublayer_prefix
+from weft_registry.kinds.fusion import FusionParams, check_alike
+from weft_trainer.adapted import AdaptedModel, load_exactly
+from weft_trainer.batches import IGNORE
+from weft_trainer.data import TextEncoder
+from weft_trainer.model import TrainingBase
+from weft_trainer.options import FusionOptions
+from weft_trainer.parts import Part
+from weft_trainer.sublayers import at_end_of
+
+
+class FusionMethod:
+    """`method: fusion`."""
+
+    name = kind = "fusion"
+
+    def __init__(self, parts: Sequence[Part] = ()) -> None:
+        self.parts = tuple(parts)
+
+    def over(self, parts: Sequence[Part]) -> FusionMethod:
+        """See `CompositeMethod.over`."""
+        return FusionMethod(parts)
+
+    def params(self, options: FusionOptions, base: BaseSpec, encoder: TextEncoder) -> FusionParams:
+        """See `Method.params`: where the parts stand and what they read is theirs to say."""
+        first = self.parts[0].adapter.params
+        if not isinstance(first, BottleneckParams):
+            raise InvalidInputError(
+                f"adapter.parts: {self.parts[0].reference} is of the kind {self.parts[0].adapter.kind.name}; a fusion "
+                "is made over bottleneck adapters",
+                reason="PART_REFUSED",
+            )
+        params = FusionParams(
+            parts=tuple(part.reference for part in self.parts),
+            reads=first.reads,
+            places=first.places,
+            layers=first.layers,
+            value=options.value,
+        )
+        for part in self.parts[1:]:
+            if not isinstance(part.adapter.params, BottleneckParams):
+                raise InvalidInputError(
+                    f"adapter.parts: {part.reference} is of the kind {part.adapter.kind.name}", reason="PART_REFUSED"
+                )
+            check_alike(params, part.reference, part.adapter.params)
+        return params
+
+    def first_layer(self, params: FusionParams) -> int:
+        """See `Method.first_layer`."""
+        return params.layers[0]
+
+    def attach(
+        self, base: TrainingBase, params: FusionParams, options: FusionOptions, encoder: TextEncoder
+    ) -> AdaptedModel:
+        """Query and key near zero, so that the parts weigh about the same; the value matrix nearly the identity."""
+        return FusionModel(base, params, self.parts, options.regularization)
+
+    def bare(self, base: TrainingBase, params: FusionParams) -> AdaptedModel:
+        """See `Method.bare`."""
+        return FusionModel(base, params, self.parts, regularization=0.0)
+
+
+class FusionModel(AdaptedModel):
+    """The base with frozen parts, and an attention over them at the end of each of their sublayers."""
+
+    def __init__(self, base: TrainingBase, params: FusionParams, parts: Sequence[Part], regularization: float) -> None:
+        super().__init__(base)
+        hidden = base.stored.spec.hidden_size
+        self.fusions = nn.ModuleDict()
+        self._sites: dict[str, str] = {}
+        """What the stored names of each fusion's tensors begin with, by its name here."""
+        self._regularization = regularization if params.value else 0.0
+        for layer in params.layers:
+            for place in params.places:
+                found = [network(part.adapter, layer, place) for part in parts]
+                over = [_frozen(one, base) for one in found if one is not None]
+                fusion = FusionLayer(hidden, over, params.value).to(base.device)
+                key = f"layer{layer}-{place}"
+                self.fusions[key], self._sites[key] = fusion, sublayer_prefix(layer, place)
+                at_end_of(base, layer, place, fusion)
+
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """See `AdaptedModel.hidden`."""
+        return self.base.hidden(batch)
+
+    def forward(self, *, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
+        """See `AdaptedModel.forward`; in training, plus the regularization of the value matrices towards the identity
+        (once for each optimizer step, however many forward passes it has)."""
+        result = super().forward(num_items_in_batch=num_items_in_batch, **batch)
+        if self.training and self._regularization:
+            share = 1.0
+            if num_items_in_batch is not None:
+                share = float((batch["labels"][:, 1:] != IGNORE).sum()) / float(num_items_in_batch)
+            result["loss"] = result["loss"] + self._regularization * share * self.distance()
+        return result
+
+    def distance(self) -> Tensor:
+        """The squared distance of the value matrices from the identity, summed over all sublayers."""
+        total = torch.zeros((), device=self.base.device)
+        for fusion in self.fusions.values():
+            assert isinstance(fusion, FusionLayer)
+            if fusion.value is not None:
+                identity = torch.eye(fusion.value.weight.shape[0], device=self.base.device)
+                total = total + (fusion.value.weight - identity).square().sum()
+        return total
+
+    def export(self) -> dict[str, Tensor]:
+        """See `AdaptedModel.export`. The parts are artifacts of their own."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self._stored().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `AdaptedModel.restore`."""
+        load_exactly(self._stored(), tensors)
+
+    def _stored(self) -> dict[str, Tensor]:
+        return {
+            f"{self._sites[key]}{name}": parameter
+            for key, fusion in self.fusions.items()
+            for name, parameter in fusion.named_parameters()
+        }
+
+
+class FusionLayer(nn.Module):
+    """`y + V sum_i p_i u_i`, `p = softmax_i((Q z + b_Q) . (K u_i + b_K))`: the equation as it is written, so that the
+    server's rearranged one has something to be compared with. Q, K, V are float32 master weights."""
+
+    def __init__(self, hidden: int, networks: Sequence[Network], value: bool) -> None:
+        super().__init__()
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden, bias=False) if value else None
+        self._networks = tuple(networks)
+        with torch.no_grad():
+            for linear in (self.query, self.key):
+                nn.init.normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
+            if self.value is not None:
+                # Section 3.2.2 of the paper: ones on the diagonal, and nearly nothing beside it.
+                self.value.weight.fill_(1e-6).fill_diagonal_(1.0)
+
+    def forward(self, input_BTE: Tensor, residual_BTE: Tensor, y_BTE: Tensor) -> Tensor:
+        """The sublayer's output with the fusion's in it: (B, T, E)."""
+        dtype = y_BTE.dtype
+        z_BTE = read(self._networks[0].reads, input_BTE, residual_BTE, y_BTE, dtype)
+        z_TE = z_BTE.flatten(0, -2)
+        u_TPE = torch.stack([one.delta(z_TE) for one in self._networks], dim=-2)
+        q_TE = F.linear(z_TE, self.query.weight.to(dtype), self.query.bias.to(dtype))
+        k_TPE = F.linear(u_TPE, self.key.weight.to(dtype), self.key.bias.to(dtype))
+        v_TPE = u_TPE if self.value is None else F.linear(u_TPE, self.value.weight.to(dtype))
+        p_TP = (q_TE[:, None].float() * k_TPE.float()).sum(-1).softmax(-1)
+        mixed_TE = (p_TP[..., None] * v_TPE.float()).sum(-2)
+        return y_BTE + mixed_TE.to(dtype).view(y_BTE.shape)
+
+
+def _frozen(one: Network, base: TrainingBase) -> Network:
+    """A part's network as the base computes with it."""
+    down_dE, down_d, up_Ed, up_E = (
+        tensor.detach().to(base.device, base.dtype) for tensor in (one.down_dE, one.down_d, one.up_Ed, one.up_E)
+    )
+    return replace(one, down_dE=down_dE, down_d=down_d, up_Ed=up_Ed, up_E=up_E)

@@ -1,0 +1,54 @@
+"""Full training with GaLore's optimizer (Zhao et al. 2024, arXiv:2403.03507); served as an extracted LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from weft_trainer.adapted import AdaptedModel
+from weft_trainer.config import TrainingConfig
+from weft_trainer.data import TextEncoder
+from weft_trainer.galore import GaLoreAdamW
+from weft_trainer.methods.full import FullMethod, FullModel, FullParams
+from weft_trainer.model import TrainingBase
+from weft_trainer.options import FullOptions, GaLoreOptions
+
+
+class GaLoreMethod(FullMethod):
+    """`method: galore`."""
+
+    name = "galore"
+
+    def attach(
+        self, base: TrainingBase, params: FullParams, options: FullOptions, encoder: TextEncoder
+    ) -> AdaptedModel:
+        """The base's own values."""
+        assert isinstance(options, GaLoreOptions), "the method decides its options"
+        return GaLoreModel(base, params, options)
+
+
+class GaLoreModel(FullModel):
+    """A fully trained model with an optimizer of its own."""
+
+    def __init__(self, base: TrainingBase, params: FullParams, options: GaLoreOptions) -> None:
+        super().__init__(base, params)
+        self._options = options
+
+    def optimizer(self, training: TrainingConfig) -> Optimizer:
+        """The linears are projected; everything else is trained by plain AdamW. Vectors do not decay."""
+        options, linears = self._options, {f"{module}.weight" for module in self.base.stored.spec.linears}
+        projected = [weight for name, weight in self.weights.items() if name in linears]
+        matrices = [weight for name, weight in self.weights.items() if name not in linears and weight.ndim == 2]
+        vectors = [weight for weight in self.weights.values() if weight.ndim == 1]
+        space = {"rank": options.rank, "update_proj_gap": options.update_proj_gap, "scale": options.scale}
+        groups: list[dict[str, Any]] = [
+            {"params": projected, **space},
+            {"params": matrices},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        return GaLoreAdamW(
+            [group for group in groups if group["params"]],
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+        )
