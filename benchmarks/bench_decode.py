@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.decode_cells import ALL_KINDS, CELLS, Cell
+from benchmarks.decode_cells import CELLS, EVERY_KIND, Cell
 from benchmarks.engines import Runner, engine_options, native_library_of
 from benchmarks.report import Row, arguments, report
 from benchmarks.samples import Prompts, Samples, popularity
@@ -59,14 +59,14 @@ class _Wardrobe:
     """Makes adapters once, and says who wears what."""
 
     def __init__(self, base: StoredBase) -> None:
-        self._spec = base.spec
+        self._base = base
         self._made: dict[tuple[str, int, int], Adapter[Any]] = {}
 
     def adapter(self, kind: str, rank: int, index: int) -> Adapter[Any]:
         """The adapter of these three; the same one every time."""
         key = (kind, rank, index)
         if key not in self._made:
-            self._made[key] = random_adapter(kind, self._spec, index, rank=rank).bound(torch.bfloat16)
+            self._made[key] = random_adapter(kind, self._base.spec, index, rank=rank).bound(torch.bfloat16, self._base)
         return self._made[key]
 
     def wearers(self, cell: Cell) -> Wearers:
@@ -127,7 +127,7 @@ def _neighbours(wardrobe: _Wardrobe, requests: int, new: int) -> Row:
     """Each request alone on one engine, and all of them at once on another, which has none of the first one's cache."""
     base = real_base(benchmark_home())
     prompts = Prompts(base.config.vocab_size, seed=1).batch(requests, PROMPT)
-    wearers = wardrobe.wearers(Cell("", requests, ALL_KINDS, adapters=2))
+    wearers = wardrobe.wearers(Cell("", requests, (*EVERY_KIND, "base"), adapters=2))
     tokens = []
     for together in (False, True):
         engine = TorchEngine(base, engine_options(native=native_library_of(base)))

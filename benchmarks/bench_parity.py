@@ -1,8 +1,8 @@
 """Parity on the real model in float32: a mixed batch of every kind against independent oracles, and against each
 request alone; merged QA-LoRA against unmerged; unmerging bit for bit.
 
-LoRA and prefix against stock PEFT, QA-LoRA against its formula in float64, the base against transformers. The relative
-difference is the largest absolute one over the largest absolute logit of the request.
+Kinds that PEFT has against stock PEFT, the others against their formulas in float64, the base against transformers. The
+relative difference is the largest absolute one over the largest absolute logit of the request.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from benchmarks.engines import Tracer
 from benchmarks.oracles import Oracle
 from benchmarks.report import Row, arguments, report
 from benchmarks.subjects import benchmark_home, random_adapter, real_base
+from weft_adapters.kinds import KINDS
 from weft_server.torch_engine.decoder import TorchDecoder
 from weft_server.torch_engine.merging import build_overlay
-
-KINDS = ("lora", "qalora", "prefix")
 
 
 def main() -> None:
     """Runs the benchmark."""
     args = arguments(__doc__ or "")
-    requests, new = (14, 8) if args.quick else (21, 16)
+    requests, new = (17, 4) if args.quick else (34, 16)
     base = real_base(benchmark_home())
     adapters = [random_adapter(kind, base.spec, seed) for seed in range(2) for kind in KINDS]
-    bound = [adapter.bound(torch.float32) for adapter in adapters]
+    bound = [adapter.bound(torch.float32, base) for adapter in adapters]
     generator = torch.Generator().manual_seed(1)
     lengths = [5 + 7 * (i % 6) for i in range(requests)]
     prompts = [torch.randint(100, base.config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
@@ -55,7 +54,7 @@ def main() -> None:
     spread = max(float((m.logits_SV - a.logits_SV).abs().max()) for m, a in zip(mixed, alone, strict=True))
     rows.append(Row("batched against alone, largest logit difference", spread, ""))
 
-    qalora = bound[1]
+    qalora = next(adapter for adapter in bound if adapter.kind.name == "qalora")
     before = _fingerprint(tracer)
     overlay = build_overlay(base, tracer.decoder, qalora)
     merged = tracer.run(prompts, wearers, new, overlay)

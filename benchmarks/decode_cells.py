@@ -28,6 +28,7 @@ class Cell:
 
 
 ALL_KINDS = ("lora", "qalora", "prefix", "base")
+EVERY_KIND = ("lora", "dora", "qalora", "ia3", "prefix", "prompt", "bottleneck", "fusion")
 
 CELLS = (
     # One request at a time.
@@ -57,6 +58,13 @@ CELLS = (
     Cell("qalora8_r8_over_base_b32", 32, ("qalora",), adapters=8),
     Cell("prefix8_over_base_b32", 32, ("prefix",), adapters=8),
     Cell("merged_lora_over_base_b32", 32, ("lora",), merged=True),
+    # The kinds that make the native decoder stop between its operators, and all there are at once.
+    Cell("dora8_r8_over_base_b32", 32, ("dora",), adapters=8),
+    Cell("ia3_8_over_base_b32", 32, ("ia3",), adapters=8),
+    Cell("prompt8_over_base_b32", 32, ("prompt",), adapters=8),
+    Cell("bottleneck8_r8_over_base_b32", 32, ("bottleneck",), adapters=8),
+    Cell("fusion8_r8_over_base_b32", 32, ("fusion",), adapters=8),
+    Cell("every_kind_over_base_b32", 32, EVERY_KIND, adapters=2),
     # Half the rows wear the merged adapter; the others take turns through seven that are not.
     Cell("merged_half_over_base_b32", 32, ("qalora",), adapters=8, popularity="half", merged=True),
     # Twice the batch that a server takes by default.

@@ -70,7 +70,8 @@ def delta(worn: Adapter[Any], seen: dict[str, Tensor]) -> Tensor:
     z = seen[worn.params.reads]
     if isinstance(worn.params, BottleneckParams):
         h = FUNCTIONS[worn.params.non_linearity](t["adapter_down.weight"] @ z + t["adapter_down.bias"])
-        return worn.params.scaling * (t["adapter_up.weight"] @ h + t["adapter_up.bias"])
+        change: Tensor = worn.params.scaling * (t["adapter_up.weight"] @ h + t["adapter_up.bias"])
+        return change
     outputs = [delta(part, seen) for part in worn.parts]
     query = t["query.weight"] @ z + t["query.bias"]
     scores = torch.stack([query @ (t["key.weight"] @ u + t["key.bias"]) for u in outputs])

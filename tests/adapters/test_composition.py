@@ -31,9 +31,9 @@ def delta(adapter: Adapter[Any], module: str, spec: BaseSpec) -> Tensor:
         return torch.zeros(spec.linears[module], dtype=torch.float64)
     if adapter.kind.name == "qalora":
         a = torch.kron(a, torch.ones(1, spec.fingerprint.quant.group_size))
-    return (
-        adapter.params.scaling(module) * adapter.tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"].double() @ a.double()
-    )
+    b = adapter.tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"]
+    product: Tensor = adapter.params.scaling(module) * b.double() @ a.double()
+    return product
 
 
 def compose(parts: Sequence[tuple[Adapter[Any], float]]) -> Adapter[Any]:

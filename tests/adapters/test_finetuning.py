@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.oracles import dense_model
 from tests.tiny_models import AddedBase
+from weft_adapters.base.q4 import split_q8_0
 from weft_adapters.extract_checkpoint import Extraction, extract_checkpoint
 from weft_adapters.extraction import Truncation
+from weft_adapters.finetuning import differences
 from weft_registry import artifact as artifacts
 from weft_registry.errors import AlreadyExistsError, InvalidInputError
 from weft_registry.validation import validate
 
+EMBEDDING = "model.embed_tokens.weight"
 IDS = torch.tensor([[5, 9, 200, 31, 77, 8]])
 Change = Callable[[str, Tensor], Tensor]
 
@@ -186,3 +192,29 @@ def test_nothing_is_written_over(
     with pytest.raises(AlreadyExistsError):
         extracted(tiny_base(), tiny_source(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.md"]
+
+
+def test_an_embedding_that_the_base_keeps_in_8_bits_has_changed_only_beyond_their_rounding() -> None:
+    values = torch.randn(16, 64) * torch.logspace(-3, 1, 16)[:, None]
+    raw = quantize(values.numpy(), GGMLQuantizationType.Q8_0)
+    codes, scale = split_q8_0(raw.reshape(16, 2, -1))
+    tensors = {
+        EMBEDDING + ".codes8": torch.from_numpy(codes.copy()).view(16, 64),
+        EMBEDDING + ".scale8": torch.from_numpy(scale.copy()).view(16, 2),
+    }
+    stored: Any = SimpleNamespace(
+        spec=SimpleNamespace(linears={}),
+        tensor_names=frozenset(tensors),
+        tensor=tensors.__getitem__,
+        dense=lambda name, dtype: torch.from_numpy(dequantize(raw, GGMLQuantizationType.Q8_0)).to(dtype),
+    )
+
+    def changes(new: Tensor) -> list[str]:
+        return [change.name for change in differences(stored, lambda name: new, others=[EMBEDDING]).rest]
+
+    assert not torch.equal(stored.dense(EMBEDDING, torch.float32), values)
+    assert changes(values) == []
+    moved = values.clone()
+    # One entry, by two thirds of its step.
+    moved[3, 7] = stored.dense(EMBEDDING, torch.float32)[3, 7] + 0.67 * float(scale[3, 0])
+    assert changes(moved) == [EMBEDDING]

@@ -12,13 +12,15 @@ from benchmarks.oracles import dense_model
 from benchmarks.subjects import RandomAdapter, random_adapter
 from tests.contract.conftest import Harness, MakeEngine
 from weft_registry import artifact
+from weft_registry.composition import composition_digest
 from weft_registry.errors import (
     ExhaustedError,
     InvalidInputError,
     PreconditionError,
     UnavailableError,
+    UnsupportedError,
 )
-from weft_server.engine import FinishEvent, FinishReason, Sampling, TokenEvent
+from weft_server.engine import AdapterHandle, FinishEvent, FinishReason, Sampling, TokenEvent
 
 KINDS = ("lora", "qalora", "prefix", "prompt")
 
@@ -59,6 +61,45 @@ def test_a_request_joins_a_running_batch_and_both_answer_as_alone(make_engine: M
         ids.append(together.submit(prompt, handle, max_new_tokens=24))
         together.wait(ids[-1], count=3)
     assert [together.tokens(request_id) for request_id in ids] == expected
+
+
+@pytest.mark.parametrize("kinds", [("lora", "lora"), ("qalora", "qalora"), ("lora", "qalora")])
+def test_adapters_worn_together_are_their_sum_and_stand_by_themselves(
+    kinds: tuple[str, str], make_engine: MakeEngine
+) -> None:
+    harness = make_engine()
+    first, second = (harness.bind(adapter(harness, kind, seed)) for seed, kind in enumerate(kinds, 1))
+    prompt = [3, 1, 4, 1, 5]
+
+    def composed(*parts: tuple[AdapterHandle, float]) -> AdapterHandle:
+        digest = composition_digest([(part.digest, weight) for part, weight in parts])
+        handle = harness.engine.compose(parts, digest)
+        assert handle.digest == digest
+        harness.bound.append(handle)
+        return handle
+
+    def answer(handle: AdapterHandle | None) -> list[int]:
+        return harness.tokens(harness.submit(prompt, handle, max_new_tokens=12))
+
+    alone = answer(first)
+    both = composed((first, 1.0), (second, 0.5))
+    halves = composed((first, 0.5), (first, 0.5))
+    nothing = composed((first, 1.0), (second, 0.0), (first, -1.0))
+    harness.bound.remove(first)
+    harness.engine.release(first)
+    assert answer(halves) == alone
+    assert answer(nothing) == answer(None)
+    assert len({tuple(answer(handle)) for handle in (both, halves, second, None)}) == 4
+    mixed = [harness.submit(prompt, handle, max_new_tokens=12) for handle in (both, None, second, halves)]
+    assert [harness.tokens(request_id) for request_id in mixed] == [answer(h) for h in (both, None, second, halves)]
+
+
+@pytest.mark.parametrize("kinds", [("lora", "prefix"), ("prefix", "lora"), ("prompt", "prompt")])
+def test_what_has_no_sum_is_refused_by_name(kinds: tuple[str, str], harness: Harness) -> None:
+    parts = [(harness.bind(adapter(harness, kind, seed)), 1.0) for seed, kind in enumerate(kinds, 1)]
+    with pytest.raises(UnsupportedError, match=r"prefix|prompt") as caught:
+        harness.engine.compose(parts, "sha256:" + "0" * 64)
+    assert caught.value.reason == "NOT_COMPOSABLE"
 
 
 def test_more_requests_than_the_batch_holds_all_finish(make_engine: MakeEngine) -> None:

@@ -123,14 +123,14 @@ CASES: Mapping[str, Case] = {
 
 def base_tensors() -> dict[str, Array]:
     """The model's state, by transformers' names."""
-    tensors = {"model.embed_tokens.weight": _spread("model.embed_tokens.weight", (512, HIDDEN), 0.8)}
+    tensors = {"model.embed_tokens.weight": spread("model.embed_tokens.weight", (512, HIDDEN), 0.8)}
     for layer in range(LAYERS):
         at = f"model.layers.{layer}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{at}{norm}.weight"] = 1 + _spread(f"{at}{norm}", (HIDDEN,), 0.2)
+            tensors[f"{at}{norm}.weight"] = 1 + spread(f"{at}{norm}", (HIDDEN,), 0.2)
         for name, shape in _LINEARS.items():
             tensors[f"{at}{name}.weight"] = _on_grid(f"{at}{name}", shape)
-    tensors["model.norm.weight"] = 1 + _spread("model.norm", (HIDDEN,), 0.2)
+    tensors["model.norm.weight"] = 1 + spread("model.norm", (HIDDEN,), 0.2)
     return tensors
 
 
@@ -147,7 +147,7 @@ def adapter_tensors(name: str) -> dict[str, Array]:
         for place in adapter.places:
             for tensor, shape in shapes.items():
                 key = f"model.layers.{layer}.{place}.{tensor}"
-                tensors[key] = _spread(f"{name} {key}", shape, 0.3)
+                tensors[key] = spread(f"{name} {key}", shape, 0.3)
     return tensors
 
 
@@ -159,10 +159,10 @@ def fusion_tensors(name: str) -> dict[str, Array]:
         for place in first.places:
             at = f"model.layers.{layer}.{place}."
             for side in ("query", "key"):
-                tensors[f"{at}{side}.weight"] = _spread(f"{name} {at}{side}", (HIDDEN, HIDDEN), 0.2)
-                tensors[f"{at}{side}.bias"] = _spread(f"{name} {at}{side} bias", (HIDDEN,), 0.2)
+                tensors[f"{at}{side}.weight"] = spread(f"{name} {at}{side}", (HIDDEN, HIDDEN), 0.2)
+                tensors[f"{at}{side}.bias"] = spread(f"{name} {at}{side} bias", (HIDDEN,), 0.2)
             if case.fusion == "dynamic":
-                noise = _spread(f"{name} {at}value", (HIDDEN, HIDDEN), 0.1)
+                noise = spread(f"{name} {at}value", (HIDDEN, HIDDEN), 0.1)
                 tensors[f"{at}value.weight"] = noise + np.eye(HIDDEN, dtype=np.float32)
     return tensors
 
@@ -171,7 +171,7 @@ def _bytes(name: str, count: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(hashlib.shake_256(name.encode()).digest(count), np.uint8)
 
 
-def _spread(name: str, shape: tuple[int, ...], width: float) -> Array:
+def spread(name: str, shape: tuple[int, ...], width: float) -> Array:
     """Numbers from -width to width."""
     flat = (_bytes(name, int(np.prod(shape))).astype(np.float32) - 127.5) * np.float32(width / 127.5)
     return flat.reshape(shape).astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_all_of_adapterhubs_cases_in_one_batch_have_its_logits(hub_base: StoredB
     found = answers(Tracer(hub_base), [None, *wearers, None])
     torch.testing.assert_close(found[0], expected("base")[-1], atol=2e-4, rtol=1e-4)
     for name, logits in zip(CASES, found[1:-1], strict=True):
-        torch.testing.assert_close(logits, expected(name)[-1], atol=5e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(logits, expected(name)[-1], atol=5e-4, rtol=1e-3, msg=partial("{}: {}".format, name))
 
 
 def test_the_native_decoder_has_them_up_to_bfloat16(hub_base: StoredBase) -> None:

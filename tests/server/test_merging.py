@@ -1,6 +1,7 @@
 """Building an overlay: site by site, asking for room as it grows, and the same beside running steps."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from benchmarks.engines import Tracer
 from benchmarks.subjects import random_adapter
 from tests.tiny_models import AddedBase
 from weft_registry.errors import ExhaustedError
+from weft_server.torch_engine.decoder import TorchDecoder
+from weft_server.torch_engine.engine import TorchEngine
 from weft_server.torch_engine.merging import build_overlay
+from weft_server.torch_engine.overlay import Overlay
 from weft_server.torch_engine.overlays import OverlayStore
 
 
@@ -61,3 +65,46 @@ def test_an_overlay_built_beside_running_steps_is_the_same(tiny_base: Callable[.
     assert looks == len(tracer.decoder.sites)
     a, b = (tracer.run([[5, 6, 7]], [adapter], 4, overlay)[0] for overlay in (quiet, resting))
     assert torch.equal(a.logits_SV, b.logits_SV)
+
+
+def test_a_thousand_switches_leave_no_trace(engine: TorchEngine, tiny_base: Callable[..., AddedBase]) -> None:
+    stored, options = tiny_base().stored, engine._options
+    kinds = ("qalora", "lora", "ia3", "qalora")
+    adapters = [random_adapter(k, stored.spec, i, strength=0.3).bound(torch.float32) for i, k in enumerate(kinds)]
+    decoder = Tracer(stored).decoder
+    overlays = [build_overlay(stored, decoder, adapter) for adapter in adapters]
+    # Room for three of the four: a switch finds its weights kept ready, or builds them again.
+    room = sum(overlay.size_bytes for overlay in overlays) - min(overlay.size_bytes for overlay in overlays) + 1
+    switching = TorchEngine(stored, replace(options, overlay_bytes=room))
+    switching.start(lambda events: None)
+    before = base_of(switching)
+    order = torch.randint(0, 4, (1000,), generator=torch.Generator().manual_seed(3)).tolist()
+    hot = [switching.merge(adapters[index]).hot for index in order]
+    assert 100 < sum(hot) < 900
+    for adapter, overlay in zip(adapters, overlays, strict=True):
+        switching.merge(adapter)
+        assert same(weights_of(switching._overlays.in_force), weights_of(overlay))
+    switching.unmerge()
+    assert same(base_of(switching), before)
+    switching.close()
+
+
+def weights_of(overlay: Overlay | None) -> list[torch.Tensor]:
+    assert overlay is not None
+    return [tensor for kernel in overlay.kernels.values() for tensor in tensors_of(kernel)]
+
+
+def base_of(engine: TorchEngine) -> list[torch.Tensor]:
+    decoder = engine._stepper.decoder
+    assert isinstance(decoder, TorchDecoder)
+    return [tensor.clone() for site in decoder.sites for tensor in tensors_of(decoder.kernel(site))]
+
+
+def tensors_of(kernel: object) -> list[torch.Tensor]:
+    found = [value for value in vars(kernel).values() if isinstance(value, torch.Tensor)]
+    assert found, "a kernel without weights compares nothing"
+    return found
+
+
+def same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

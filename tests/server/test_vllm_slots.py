@@ -93,8 +93,8 @@ def test_who_wants_so_many_slots_for_lora_gets_them(plan: Callable[..., Slots]) 
         ({"max_rank": 24}, "max_lora_rank=24: vLLM knows 1, 8, 16"),
         ({"adapter_bytes": 100}, r"--adapter-memory 100: one slot .* give at least \d+ bytes"),
         ({"adapter_bytes": 1 << 20, "max_loras": 1000}, r"max_loras=1000: so many slots take \d+ bytes"),
-        ({"pooled": True, "max_loras": 4, "lora_slots": 5}, "5 of 4 slots for LoRA: there are from 1 to all"),
-        ({"pooled": True, "lora_slots": 500}, "500 of 32 slots for LoRA"),
+        ({"pooled": True, "max_loras": 4, "lora_slots": 5}, "5 slots for LoRA, and there are 4 in all"),
+        ({"pooled": True, "lora_slots": 500}, "500 slots for LoRA, and there are 32 in all"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_numbers(

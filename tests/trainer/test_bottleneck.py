@@ -109,7 +109,7 @@ def test_gradients_are_those_of_the_equation(method: str, hub_base: AddedBase) -
     for sign in (1, -1):
         with torch.no_grad():
             parameter += sign * step
-            losses.append(float(model(**BATCH, labels=LABELS)["loss"]))
+            losses.append(model(**BATCH, labels=LABELS)["loss"].item())
             parameter -= sign * step
     slope = (losses[0] - losses[1]) / 2e-2
     assert slope == pytest.approx(
@@ -205,11 +205,11 @@ def test_the_value_matrices_are_drawn_to_the_identity_once_a_step(hub_base: Adde
     assert float(model.distance().detach()) < 1e-3
     model.restore(fusion.tensors)
     distance = float(model.distance().detach())
-    plain = float(model.eval()(**BATCH, labels=LABELS)["loss"])
-    assert float(model.train()(**BATCH, labels=LABELS)["loss"]) == pytest.approx(plain + 0.5 * distance, rel=1e-4)
+    plain = model.eval()(**BATCH, labels=LABELS)["loss"].item()
+    assert model.train()(**BATCH, labels=LABELS)["loss"].item() == pytest.approx(plain + 0.5 * distance, rel=1e-4)
     # Half of a step's tokens bring half of the regularization.
     counted = {"labels": LABELS, "num_items_in_batch": 8}
-    half = float(model(**BATCH, **counted)["loss"]) - float(model.eval()(**BATCH, **counted)["loss"])
+    half = model(**BATCH, **counted)["loss"].item() - model.eval()(**BATCH, **counted)["loss"].item()
     assert half == pytest.approx(0.25 * distance, rel=1e-4)
 
 

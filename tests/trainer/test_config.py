@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from weft_client.cli.train import train
 from weft_registry import canonical
 from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_trainer import config as configs
-from weft_trainer import data_config, options, templates
+from weft_trainer import data_config, judging, objective_config, options, templates
 from weft_trainer.options import LoraOptions, LowRankOptions, PrefixOptions
 
 MINIMAL = "base: b\nmethod: lora\noutput: out/x\ndata: {train: t.jsonl}\n"
@@ -162,6 +165,14 @@ def test_the_printed_configuration_loads_to_the_same_run(file: Path, tmp_path: P
     assert "learning_rate" in config.as_yaml(), "defaults are printed"
 
 
+def test_the_command_prints_the_configuration_and_trains_nothing(file: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(train, [str(file), "training.seed=4", "--print-config"])
+    assert (done.exit_code, done.stdout) == (0, configs.load(file, ["training.seed=4"]).as_yaml())
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    as_json = CliRunner().invoke(train, [str(file), "--print-config", "--json"])
+    assert json.loads(as_json.stdout) == configs.load(file).as_json()
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -216,7 +227,7 @@ def test_the_digest_follows_the_configuration(file: Path) -> None:
     assert configs.load(file, ["training.seed=1"]).digest() != config.digest()
 
 
-@pytest.mark.parametrize("module", [configs, data_config, options, templates])
+@pytest.mark.parametrize("module", [configs, data_config, judging, objective_config, options, templates])
 def test_every_field_is_documented(module: object) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text())  # type: ignore[attr-defined]
     for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):

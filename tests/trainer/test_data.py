@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_a_malformed_row_is_refused_with_its_line(tmp_path: Path, row: object, s
     assert says in caught.value.message
 
 
-FORMS = {
+FORMS: dict[str, tuple[dict[str, Any], Row]] = {
     "prompt-completion": ({"prompt": "a", "completion": " b"}, Row("a", " b")),
     "messages": (
         {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes", "name": None}]},
@@ -242,7 +243,8 @@ def test_alpaca_without_a_chat_template_is_stanfords_prompt(
             (directory / name).write_text(json.dumps(settings)) if settings else (directory / name).unlink()
     plain = BaseTokenizer(directory)
     expected = "appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
-    assert plain.prompt(rows[1])[-len(plain.completion(expected)) :] == plain.completion(expected)
+    assert str(rows[1].plain).endswith(expected)
+    assert plain.prompt(rows[1]) == plain.completion(str(rows[1].plain))
     assert "### Input" not in str(rows[0].plain)
     with pytest.raises(InvalidInputError, match="no chat template"):
         plain.prompt(Row((Message("user", "hi"),), "x"))

@@ -25,7 +25,10 @@ def test_a_recipe_runs_as_it_is(
     # Its paths are relative to the repository.
     monkeypatch.chdir(ROOT)
     base = tiny_base()
-    config = configs.load(recipe, [f"base={base.name}", f"output={tmp_path / 'made'}", "training.steps=2"])
+    overrides = [f"base={base.name}", f"output={tmp_path / 'made'}", "training.steps=2"]
+    if recipe.stem == "distill":
+        overrides.append(f"objective.teacher={tiny_base('llama', hidden_size=128, seed=7).name}")
+    config = configs.load(recipe, overrides)
     manifest = artifact.read(runs.train(config, QuietReporter(), base.home))
     assert manifest.kind == METHODS[config.method].kind
     # Those that train whole weights have the scores from before the extraction besides.

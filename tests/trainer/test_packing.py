@@ -72,7 +72,7 @@ def adapted(base: AddedBase, method: str, attention: str, first: int = 0) -> Ada
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.trainable().values():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
     return model.eval()
 
 
@@ -117,7 +117,8 @@ def test_without_the_mask_the_loss_would_be_another(deep_base: AddedBase) -> Non
     wanted, _ = alone(model, given)
     batch = PackedBatches(TokenBatches(given, PAD), [[5, 4, 3], [0, 1, 2]])([0, 1])
     naive = {key: value for key, value in batch.items() if key not in ("segment_ids", "position_ids")}
-    assert abs(float(model(**naive)["loss"] - wanted)) > 1e-3
+    with torch.no_grad():
+        assert abs(float(model(**naive)["loss"] - wanted)) > 1e-3
 
 
 def test_cached_states_pack_to_the_same_loss(deep_base: AddedBase, tmp_path: Path) -> None:
@@ -165,12 +166,10 @@ def test_a_plan_reads_whole_epochs_or_as_many_steps_as_said(capacity: int | None
     assert (len(fixed.rows), fixed.steps) == (80, 20)
 
 
-@pytest.mark.parametrize("method", ["lora", "prefix"])
 def test_a_packed_run_learns_the_task_in_fewer_rows(
-    deep_base: AddedBase, make_config: Callable[..., TrainConfig], run: Run, method: str
+    deep_base: AddedBase, make_config: Callable[..., TrainConfig], run: Run
 ) -> None:
-    adapter = {"lora": {"r": 4}, "prefix": {"num_virtual_tokens": 4}}[method]
-    config = make_config(deep_base, method, adapter, steps=None, epochs=40.0, batch_size=4)
+    config = make_config(deep_base, "lora", {"r": 4}, steps=None, epochs=40.0, batch_size=4)
     config = replace(config, data=replace(config.data, packing=True, max_length=128))
     manifest = artifacts.read(run(config, deep_base))
     assert manifest.provenance["steps"] < 40 * 32 / 4 / 2, "several examples a row"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,13 +24,16 @@ from weft_registry.errors import ExhaustedError, InvalidInputError, Precondition
 from weft_trainer import checkpoints, memory
 from weft_trainer import train as runs
 from weft_trainer.adapted import AdaptedModel
+from weft_trainer.adapter_trainer import AdapterTrainer
 from weft_trainer.best import Best
 from weft_trainer.config import TrainConfig
 from weft_trainer.progress import QuietReporter, Task
+from weft_trainer.rank import Rank
 from weft_trainer.score import Part, Score
 
 MakeConfig = Callable[..., TrainConfig]
 Run = Callable[[TrainConfig, AddedBase], Path]
+BEGIN = AdapterTrainer.__init__
 
 
 class At(QuietReporter):
@@ -61,8 +65,13 @@ def send(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(str(directory / artifacts.WEIGHTS))
+def measure(monkeypatch: pytest.MonkeyPatch, losses: Iterator[float]) -> None:
+    """Makes evaluations find these losses, one after another."""
+
+    def init(self: AdapterTrainer, config: TrainConfig, _scorer: object, rank: Rank, **more: Any) -> None:
+        BEGIN(self, config, lambda: Score(next(losses), 0.5, 8), rank, **more)
+
+    monkeypatch.setattr(AdapterTrainer, "__init__", init)
 
 
 def resumed(config: TrainConfig) -> TrainConfig:
@@ -132,14 +141,14 @@ def test_early_stopping_keeps_the_parameters_of_the_lowest_held_out_loss(
     deep_base: AddedBase, make_config: MakeConfig, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.0, 1.0])
-    monkeypatch.setattr(runs, "score", lambda *_, **__: Score(next(losses), 0.5, 8))
+    measure(monkeypatch, losses)
     common = {"eval_every": 1, "learning_rate": 1e-2, "schedule": "constant", "warmup": 0.0}
     config = make_config(deep_base, "lora", {"r": 4}, steps=20, early_stopping_patience=2, **common)
     stopped = artifacts.read(run(config, deep_base))
     assert next(losses) == 1.0, "two evaluations after the best one, and not another"
     assert stopped.provenance["steps"] == 2
     assert {m.name: m.value for m in stopped.metrics}["loss"] == "2.000000"
-    monkeypatch.setattr(runs, "score", lambda *_, **__: Score(1.0, 0.5, 8))
+    measure(monkeypatch, iter([1.0, 1.0]))
     two = artifacts.read(run(make_config(deep_base, "lora", {"r": 4}, steps=2, **common), deep_base))
     assert stopped.tensors == two.tensors
 
@@ -151,16 +160,12 @@ def test_the_best_parameters_survive_a_resumption(
         deep_base, "lora", {"r": 4, "dropout": 0.1}, steps=6, eval_every=1, early_stopping_patience=5, save_every=3
     )
 
-    def scored(*losses: float) -> None:
-        left = iter(losses)
-        monkeypatch.setattr(runs, "score", lambda *_, **__: Score(next(left), 0.5, 8))
-
-    scored(3.0, 2.0, 2.5, 2.6, 2.7, 2.8)
+    measure(monkeypatch, iter([3.0, 2.0, 2.5, 2.6, 2.7, 2.8]))
     whole = artifacts.read(run(config, deep_base))
-    scored(3.0, 2.0, 2.5)
+    measure(monkeypatch, iter([3.0, 2.0, 2.5]))
     with pytest.raises(PreconditionError, match="after step 4"):
         runs.train(config, At(4, send(signal.SIGTERM)), deep_base.home)
-    scored(2.6, 2.7, 2.8)
+    measure(monkeypatch, iter([2.6, 2.7, 2.8]))
     again = artifacts.read(run(resumed(config), deep_base))
     assert again.provenance["steps"] == whole.provenance["steps"] == 2
     assert again.tensors == whole.tensors
@@ -251,7 +256,7 @@ def test_gradients_that_are_not_finite_stop_the_run_before_they_are_applied(
 def test_a_held_out_loss_that_is_no_number_ends_the_run(
     deep_base: AddedBase, make_config: MakeConfig, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "score", lambda *_, **__: Score(float("nan"), 0.0, 8))
+    measure(monkeypatch, iter([float("nan")]))
     with pytest.raises(PreconditionError, match="at step 2: the held-out loss is nan"):
         run(make_config(deep_base, "lora", {"r": 4}, eval_every=2), deep_base)
 

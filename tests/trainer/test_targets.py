@@ -48,3 +48,15 @@ def test_what_matches_nothing_is_refused(deep_base: AddedBase, options: LowRankO
     with pytest.raises(InvalidInputError) as caught:
         resolve(options, deep_base.stored.spec)
     assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (LowRankOptions(r=4, target_modules=("q_proj",), rank_pattern={"q_proj": 999}), r"rank_pattern\[.*rank 999"),
+        (LowRankOptions(r=999), r"adapter\.r: rank 999.*at most \d+ ranks"),
+    ],
+)
+def test_a_rank_over_a_modules_size_is_refused(options: LowRankOptions, says: str, deep_base: AddedBase) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        resolve(options, deep_base.stored.spec)

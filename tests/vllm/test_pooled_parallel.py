@@ -49,10 +49,10 @@ def test_every_row_is_the_base_and_its_own_delta(
     requests = [*(lora_request(handle) for handle in handles), None]
     broken = {}
     for kind in ("qalora", "lora"):
-        adapter = random_adapter(kind, base.spec, 9, rank=RANK)
-        for tensor in adapter.tensors.values():
+        poisoned = random_adapter(kind, base.spec, 9, rank=RANK)
+        for tensor in poisoned.tensors.values():
             tensor.fill_(1e30)
-        broken[kind] = lora_request(bind(files, adapter, base, tmp_path / f"broken-{kind}"))
+        broken[kind] = lora_request(bind(files, poisoned, base, tmp_path / f"broken-{kind}"))
     prompts = [PROMPTS[row % len(PROMPTS)] for row in range(len(requests))]
     with running(
         base,
@@ -88,7 +88,7 @@ def test_every_row_is_the_base_and_its_own_delta(
         expected += 4 * RANK * (2 * inputs + 6 * inputs // group + 6 * outputs)
     assert [worker["slot_bytes"] for worker in found] == [expected] * workers
     assert difference(mixed, alone) < TOLERANCE
-    for adapter, prompt, answer in zip([*adapters, None], prompts, mixed, strict=True):
-        change = {} if adapter is None else delta(adapter, base)
+    for own, prompt, answer in zip([*adapters, None], prompts, mixed, strict=True):
+        change = {} if own is None else delta(own, base)
         Reference(base, change).agrees([answer], TOLERANCE, [prompt])
     assert len({tuple(answer.tokens) for answer in mixed}) == len(mixed)

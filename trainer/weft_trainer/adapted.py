@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from weft_trainer.batches import IGNORE
 from weft_trainer.config import TrainingConfig
 from weft_trainer.model import TrainingBase
+from weft_trainer.objective import CrossEntropy, Objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +38,13 @@ class AdaptedModel(nn.Module, ABC):
 
     accepts_loss_kwargs = True
     """Tells transformers' Trainer to pass `num_items_in_batch`: with gradient accumulation the loss is then the mean
-    over ALL completion tokens of the step, not the mean of the batches' means."""
+    over ALL items of the step (completion tokens, or pairs), not the mean of the batches' means."""
 
     def __init__(self, base: TrainingBase) -> None:
         super().__init__()
         self.base = base
+        self.objective: Objective = CrossEntropy()
+        """What `forward` sums up."""
 
     @abstractmethod
     def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -74,11 +77,11 @@ class AdaptedModel(nn.Module, ABC):
         return self.base.logits(self.hidden(batch)[:, :-1][wanted_BT]), labels_BT[wanted_BT]
 
     def forward(self, *, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
-        """{"loss"}: cross entropy in float32, summed over the completion tokens and divided by how many there are (in
-        the whole step if `num_items_in_batch` says so)."""
+        """{"loss"}: the objective's sum over its items (by default the completion tokens' cross entropy), in float32,
+        divided by how many there are (in the whole step if `num_items_in_batch` says so)."""
         logits_CV, reference_C = self.completion_logits(batch)
-        total = nn.functional.cross_entropy(logits_CV.float(), reference_C, reduction="sum")
-        return {"loss": total / (num_items_in_batch if num_items_in_batch is not None else len(reference_C))}
+        total = self.objective.total(logits_CV, reference_C, batch)
+        return {"loss": total / (num_items_in_batch if num_items_in_batch is not None else self.objective.items(batch))}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters under training, by name."""

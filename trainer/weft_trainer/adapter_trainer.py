@@ -76,13 +76,19 @@ class AdapterTrainer(Trainer):
             raise self._diverged(f"the norm of the gradients is {float(norm)}")
         return norm
 
+    def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
+        # The Trainer counts labels; an objective may count something else, such as pairs.
+        counted = [torch.zeros(self._adapted.objective.items(batch)) for batch in batch_samples]
+        standing_in = [{"labels": items, "shift_labels": items} for items in counted]
+        return super()._get_num_items_in_batch(standing_in, device)  # type: ignore[no-untyped-call]
+
     def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
         """Scores the held-out examples, and decides whether to stop early."""
         assert self._scorer is not None, "evaluation is only scheduled with a scorer"
         result, step = self._scorer(), int(self.state.global_step)
         if not math.isfinite(result.loss):
             raise self._diverged(f"the held-out loss is {result.loss}", step)
-        metrics = {"eval_loss": result.loss, "eval_exact_match": result.exact_match}
+        metrics = {f"eval_{name}": value for name, value in result.figures().items()}
         self.log(dict(metrics))
         # Clears the request to evaluate, which would otherwise be met once more at the end of the epoch.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -11,6 +11,7 @@ from weft_registry.errors import InvalidInputError
 from weft_trainer import config as configs
 
 if TYPE_CHECKING:
+    from weft_trainer.label import Labelled
     from weft_trainer.progress import Reporter
 
 
@@ -92,4 +93,40 @@ def requantize_base(
         samples=samples,
         length=length,
         merge=merge,
+    )
+
+
+def label_pairs(
+    data: Path,
+    output: Path,
+    base: str,
+    *,
+    artifact: Path | None = None,
+    merged: bool = False,
+    template: Path | None = None,
+    min_margin: float = 0.0,
+    dtype: str = "bfloat16",
+    quiet: bool = False,
+) -> Labelled:
+    """`weft label DATA --judge BASE+ARTIFACT -o OUTPUT`: see `weft_trainer.label.label`. `template` is a YAML file."""
+    from weft_trainer.progress import ConsoleReporter, QuietReporter
+    from weft_trainer.quiet import quiet_transformers
+
+    quiet_transformers()
+    from weft_trainer import label as run
+    from weft_trainer.judging import load_template
+    from weft_trainer.train import DTYPES
+
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    return run.label(
+        data,
+        output,
+        QuietReporter() if quiet else ConsoleReporter(),
+        base=base,
+        artifact=artifact,
+        merged=merged,
+        template=load_template(template) if template is not None else None,
+        min_margin=min_margin,
+        dtype=DTYPES[dtype],
     )

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from weft_trainer.dpo import PairScore
 from weft_trainer.score import Part, Score
 
 TENSORS_FILE, STATE_FILE = "best.safetensors", "best.json"
@@ -61,4 +62,7 @@ class Best:
 
 def _score(state: Mapping[str, Any]) -> Score:
     parts = tuple(Part(part["name"], _score(part["score"])) for part in state["parts"])
-    return Score(state["loss"], state["exact_match"], state["examples"], parts)
+    if "reward_accuracy" not in state:
+        return Score(state["loss"], state["exact_match"], state["examples"], parts)
+    rewards = {name: state[name] for name in ("reward_accuracy", "reward_margin")}
+    return PairScore(state["loss"], state["exact_match"], state["examples"], parts, **rewards)

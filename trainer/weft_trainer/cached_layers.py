@@ -48,7 +48,7 @@ def cache_states(
     with report.task(f"layers 0-{first_layer - 1}, once", total) as task:
         for number, examples in enumerate(splits):
             offsets = [0, *itertools.accumulate(len(example.ids) for example in examples)]
-            states_ND = _allocate(offsets[-1], lower.model.config.hidden_size, dtype, scratch / f"states-{number}")
+            states_ND = allocate(offsets[-1], lower.model.config.hidden_size, dtype, scratch / f"states-{number}")
             make_batch = TokenBatches(examples, pad)
             order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
             for start in range(0, len(order), _BATCH):
@@ -62,7 +62,8 @@ def cache_states(
     return caches
 
 
-def _allocate(rows: int, width: int, dtype: torch.dtype, path: Path) -> torch.Tensor:
+def allocate(rows: int, width: int, dtype: torch.dtype, path: Path) -> torch.Tensor:
+    """Room for (rows, width), in memory; over 2 GiB in a memory-mapped file at `path`, which must outlive it."""
     if rows * width * dtype.itemsize <= MEMORY_LIMIT_BYTES:
         return torch.empty(rows, width, dtype=dtype)
     return torch.from_file(str(path), shared=True, size=rows * width, dtype=dtype).view(rows, width)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from weft_registry import artifact
 from weft_registry.base import BaseSpec
 from weft_trainer.config import TrainConfig
 from weft_trainer.data import Dataset
 from weft_trainer.loop import Fitted
 from weft_trainer.methods import METHODS
+from weft_trainer.objective_config import ObjectiveOptions
+
+_TOKEN = "nats per completion token"
+_UNITS = {"completion": _TOKEN, "distill": _TOKEN, "dpo": "nats per pair"}
 
 
 def model_card(
@@ -47,9 +53,11 @@ def model_card(
             "",
             "| metric | value |",
             "|---|---|",
-            f"| loss (nats per completion token) | {score.loss:.6f} |",
+            f"| loss ({_UNITS[config.objective.kind]}) | {score.loss:.6f} |",
             f"| exact match of {score.examples} | {score.exact_match:.4f} |",
         ]
+        own = [(name, value) for name, value in score.figures().items() if name not in ("loss", "exact_match")]
+        text += [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in own]
         for part in score.parts:
             text.append(f"| exact match of {part.score.examples}, {part.name} | {part.score.exact_match:.4f} |")
     text += ["", "## Use", "", *_use(config, base)]
@@ -60,7 +68,8 @@ def _training(config: TrainConfig, fitted: Fitted) -> list[str]:
     training = config.training
     examples = training.batch_size * training.gradient_accumulation * training.devices
     rows = {
-        "steps": f"{fitted.steps} of {examples} examples",
+        "objective": _objective(config.objective),
+        "steps": f"{fitted.steps} of {examples} {'pairs' if config.objective.kind == 'dpo' else 'examples'}",
         "optimizer": training.optimizer,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup:g}",
         "weight decay": f"{training.weight_decay:g}",
@@ -70,6 +79,11 @@ def _training(config: TrainConfig, fitted: Fitted) -> list[str]:
         "seed": str(training.seed),
     }
     return ["| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+
+
+def _objective(objective: ObjectiveOptions) -> str:
+    settings = [f"{key} {value}" for key, value in asdict(objective).items() if key != "kind" and value is not None]
+    return ", ".join([objective.kind, *settings])
 
 
 def _use(config: TrainConfig, base: BaseSpec) -> list[str]:

@@ -20,6 +20,7 @@ CONFIG_FILE = "config.json"
 LAST_FILE = "trainer_state.json"
 # What may change between a run and its continuation without making it another run.
 _FREE_KEYS = ("resume", "log_every", "keep_checkpoints", "save_every", "tensorboard", "gradient_checkpointing")
+_BLOCKS = ("data", "adapter", "objective", "training")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -89,6 +90,6 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     """What makes two runs the same one, flat: {"training.seed": "0", ...}."""
     flat: dict[str, Any] = {}
     for key, value in replace(config, output=Path(config.output.name)).as_json().items():
-        nested = value if isinstance(value, dict) and key in ("data", "adapter", "training") else {"": value}
+        nested = value if isinstance(value, dict) and key in _BLOCKS else {"": value}
         flat.update({f"{key}.{k}" if k else key: v for k, v in nested.items() if k not in _FREE_KEYS})
     return flat

@@ -26,6 +26,7 @@ from weft_registry.kinds.schema import format_decimal
 from weft_registry.names import nearest
 from weft_trainer import strict
 from weft_trainer.data_config import DataConfig
+from weft_trainer.objective_config import CompletionOptions, ObjectiveOptions, check_objective, read_objective
 from weft_trainer.options import (
     BottleneckOptions,
     FullOptions,
@@ -197,6 +198,9 @@ class TrainConfig:
     """Where the examples come from."""
     adapter: Options
     """The method's own parameters: `weft_trainer.options`."""
+    objective: ObjectiveOptions = field(default_factory=CompletionOptions)
+    """What is optimized: {kind: completion}, {kind: distill, teacher: ...} or {kind: dpo}, with the kind's own
+    settings: `weft_trainer.objective_config`."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How long, how fast."""
     name: str | None = None
@@ -268,7 +272,9 @@ def parse(document: Mapping[str, Any]) -> TrainConfig:
             "adapter.init_text: an MLP (adapter.prefix_projection) decides the prefix, so it cannot start at the keys "
             "and values of a text; give one of the two"
         )
-    config = strict.read(TrainConfig, {**document, "adapter": adapter})
+    objective = read_objective(document.get("objective"))
+    config = strict.read(TrainConfig, {**document, "adapter": adapter, "objective": objective})
+    check_objective(config.objective, config.data)
     if config.data.packing and config.method not in PACKABLE:
         raise strict.ConfigError(
             "data.packing",

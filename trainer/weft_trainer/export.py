@@ -124,7 +124,7 @@ def _metrics(datasets: list[Dataset], fitted: Fitted) -> list[Metric]:
 
 
 def _figures(score: Score, suffix: str, sha256: str) -> list[Metric]:
-    values = {"loss": f"{score.loss:.6f}", "exact_match": f"{score.exact_match:.6f}", "examples": str(score.examples)}
+    values = {name: f"{value:.6f}" for name, value in score.figures().items()} | {"examples": str(score.examples)}
     return [Metric(f"{name}{suffix}", value, sha256, "eval") for name, value in values.items()]
 
 

@@ -72,8 +72,15 @@ class Following(TrainerCallback):
             values["tokens_per_s"] = round((seen - self._logged[1]) / max(now - self._logged[0], 1e-9), 1)
             self._logged = (now, seen)
         if "eval_loss" in values:
-            share, loss = values["eval_exact_match"], values["eval_loss"]
-            self._report.message(f"step {state.global_step}: eval loss {loss:.4f}, exact match {share:.1%}")
+            self._report.message(f"step {state.global_step}: {_evaluated(values)}")
         if values:
             for journal in self._journals:
                 journal.write(int(state.global_step), values)
+
+
+def _evaluated(values: Mapping[str, float]) -> str:
+    text = f"eval loss {values['eval_loss']:.4f}, exact match {values['eval_exact_match']:.1%}"
+    if "eval_reward_accuracy" in values:
+        preferred, margin = values["eval_reward_accuracy"], values["eval_reward_margin"]
+        text += f", chosen preferred {preferred:.1%}, reward margin {margin:.4f}"
+    return text

@@ -25,6 +25,8 @@ _TAGS: Mapping[str, str] = {
     "tokens_per_s": "train/tokens_per_s",
     "eval_loss": "eval/loss",
     "eval_exact_match": "eval/exact_match",
+    "eval_reward_accuracy": "eval/reward_accuracy",
+    "eval_reward_margin": "eval/reward_margin",
 }
 
 

@@ -11,7 +11,9 @@ from weft_trainer.config import TrainConfig
 from weft_trainer.data import Dataset, Example, TextEncoder, tokenize
 from weft_trainer.data_config import DataConfig, DatasetConfig
 from weft_trainer.mixing import mixture
+from weft_trainer.objective_config import DpoOptions
 from weft_trainer.packing import Plan, plan
+from weft_trainer.pairs import pair_datasets
 from weft_trainer.records import read_records
 from weft_trainer.rows import Rows
 from weft_trainer.templates import FieldRecords, load_templates
@@ -56,6 +58,9 @@ class Prepared:
 def prepare(config: TrainConfig, encoder: TextEncoder) -> Prepared:
     """Reads, splits and tokenizes the examples, and plans the rows. Raises what is wrong with files, by name."""
     data, seed = config.data, config.training.seed
+    if isinstance(config.objective, DpoOptions):
+        pairs, held_pairs = pair_datasets(config, encoder)
+        return Prepared(tuple(pairs), tuple(held_pairs), None, ())
     training: list[Dataset] = []
     held_out: list[Rows] = []
     for dataset in data.training_sets:

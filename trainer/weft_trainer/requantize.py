@@ -25,7 +25,7 @@ from weft_trainer.calibration import calibrate
 from weft_trainer.data import BaseTokenizer, tokenize
 from weft_trainer.progress import Reporter
 from weft_trainer.rows import choose, read_rows
-from weft_trainer.train import open_base
+from weft_trainer.worn import open_base
 
 
 def requantize(

@@ -33,9 +33,17 @@ class Score:
     parts: tuple[Part, ...] = ()
     """The same by file and templates, where there are several of them."""
 
+    def figures(self) -> dict[str, float]:
+        """What is measured, by the names that logs and manifests have."""
+        return {"loss": self.loss, "exact_match": self.exact_match}
+
+    def headline(self) -> str:
+        """One line for people."""
+        return f"loss {self.loss:.4f}, exact match {self.exact_match:.1%} of {self.examples}"
+
     def describe(self) -> str:
         """One line for people, and one for each part."""
-        lines = [f"loss {self.loss:.4f}, exact match {self.exact_match:.1%} of {self.examples}"]
+        lines = [self.headline()]
         lines += [f"{part.name}: {part.score.describe()}" for part in self.parts]
         return "\n  ".join(lines)
 

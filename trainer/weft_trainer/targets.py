@@ -19,9 +19,10 @@ _TOP = re.compile(r"top:(\d+)")
 
 
 def resolve(options: LowRankOptions, base: BaseSpec) -> LowRankParams:
-    """The parameters at this base. Raises `InvalidInputError` naming what matches no module."""
+    """The parameters at this base. Raises `InvalidInputError` naming what matches no module, and a rank that is over a
+    module's size."""
     modules = choose(options.target_modules, options.layers, base)
-    return LowRankParams(
+    params = LowRankParams(
         r=options.r,
         alpha=options.alpha,
         use_rslora=options.use_rslora,
@@ -29,6 +30,16 @@ def resolve(options: LowRankOptions, base: BaseSpec) -> LowRankParams:
         rank_pattern=_pattern(options.rank_pattern, modules, "adapter.rank_pattern", base),
         alpha_pattern=_pattern(options.alpha_pattern, modules, "adapter.alpha_pattern", base),
     )
+    for module in modules:
+        if params.rank(module) > min(base.linears[module]):
+            field = f"adapter.rank_pattern[{module!r}]" if module in params.rank_pattern else "adapter.r"
+            n_out, n_in = base.linears[module]
+            raise InvalidInputError(
+                f"{field}: rank {params.rank(module)}, but {module} has {n_out} outputs and {n_in} inputs, and B A "
+                f"there has at most {min(n_out, n_in)} ranks; lower it, or give that module a rank of its own in "
+                "adapter.rank_pattern"
+            )
+    return params
 
 
 def choose(targets: tuple[str, ...], layers: str | tuple[int, ...], base: BaseSpec) -> tuple[str, ...]:

@@ -13,13 +13,13 @@ import torch
 from transformers import set_seed
 
 from weft_adapters.base.load import StoredBase
-from weft_registry.base import BaseStore
 from weft_registry.errors import InvalidInputError
 from weft_registry.home import Home
 from weft_trainer import nf4
-from weft_trainer.batches import PackedBatches, StateBatches, TokenBatches
+from weft_trainer.batches import StateBatches, TokenBatches
 from weft_trainer.cached_layers import cache_states
 from weft_trainer.config import TrainConfig
+from weft_trainer.course import course_of
 from weft_trainer.data import BaseTokenizer
 from weft_trainer.export import check_output, export
 from weft_trainer.journal import check_tensorboard
@@ -36,7 +36,8 @@ from weft_trainer.prepare import prepare
 from weft_trainer.progress import Reporter
 from weft_trainer.rank import ALONE, Rank
 from weft_trainer.recompute import recompute_layers
-from weft_trainer.score import Score, score
+from weft_trainer.score import Score
+from weft_trainer.worn import open_base
 
 _SHORT = 128
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -65,6 +66,8 @@ def run(config: TrainConfig, report: Reporter, home: Home | None = None, rank: R
     if config.tensorboard is not None:
         check_tensorboard()
     stored = open_base(config.base, home)
+    device = rank.device()
+    course = course_of(config, stored, home, device)
     tokenizer = BaseTokenizer(stored.tokenizer_dir, stored.config.eos_token_ids)
     data = prepare(config, tokenizer)
     for text in (*(dataset.describe() for dataset in data.datasets), *data.notes):
@@ -77,7 +80,7 @@ def run(config: TrainConfig, report: Reporter, home: Home | None = None, rank: R
         method = over(method, find_parts(config.adapter.parts, stored.spec, home))
     params = method.params(config.adapter, stored.spec, tokenizer)
     first, dtype = method.first_layer(params), DTYPES[training.dtype]
-    device, longest = rank.device(), max(len(example.ids) for example in data.train_examples)
+    longest = max(len(example.ids) for example in data.train_examples)
     with contextlib.ExitStack() as stack:
         stack.enter_context(explaining_out_of_memory(config, longest))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weft-train-")))
@@ -91,8 +94,10 @@ def run(config: TrainConfig, report: Reporter, home: Home | None = None, rank: R
         layers = range(first, stored.spec.num_layers)
         attention = attention_for(device, config.data.max_length)
         base = build(stored, dtype, layers=layers, dense=training.dense_base, attention=attention, device=device)
+        course.before(base, make, scratch, report)
         set_seed(training.seed)
         model = method.attach(base, params, config.adapter, tokenizer)
+        model.objective = course.begin(model, make, report)
         if training.gradient_checkpointing:
             recompute_layers(model.base)
         count = sum(parameter.numel() for parameter in model.trainable().values())
@@ -102,15 +107,16 @@ def run(config: TrainConfig, report: Reporter, home: Home | None = None, rank: R
             held_out = data.held_out
 
             def evaluate() -> Score:
-                return score(model, make[1], held_out, report, groups=data.groups)
+                return course.score(model, make[1], held_out, report, data.groups)
 
         if data.plan is None:
-            fitted = fit(model, make[0], len(splits[0]), evaluate, config, scratch, report, rank)
+            batches, count = course.batches(make[0], None), course.count(splits[0])
+            fitted = fit(model, batches, count, evaluate, config, scratch, report, rank)
         else:
             # The plan is the whole run in order: one pass over it, in so many steps.
-            packed, whole = PackedBatches(make[0], data.plan.rows), replace(training, steps=data.plan.steps)
-            planned = replace(config, training=whole)
-            fitted = fit(model, packed, len(packed.rows), evaluate, planned, scratch, report, rank, shuffle=False)
+            planned = replace(config, training=replace(training, steps=data.plan.steps))
+            batches, count = course.batches(make[0], data.plan.rows), len(data.plan.rows)
+            fitted = fit(model, batches, count, evaluate, planned, scratch, report, rank, shuffle=False)
         if not rank.writes:
             return config.output
         outcome = model.outcome(params)
@@ -122,9 +128,10 @@ def run(config: TrainConfig, report: Reporter, home: Home | None = None, rank: R
                 outcome.params,
             )
             served.restore(outcome.tensors)
-            approximate = score(served, make[1], data.held_out, report, groups=data.groups)
+            approximate = course.score(served, make[1], data.held_out, report, data.groups)
             fitted = replace(fitted, score=approximate, trained=fitted.score)
-        manifest = export(config, stored, outcome.params, outcome.tensors, data.datasets, fitted, outcome.provenance)
+        extra = {**outcome.provenance, **course.provenance()}
+        manifest = export(config, stored, outcome.params, outcome.tensors, data.datasets, fitted, extra)
     took = f"{time.monotonic() - started:.0f} s"
     report.message(f"{config.output}: {manifest.size_bytes:,} bytes, {fitted.steps} steps, {took}")
     if fitted.trained is not None:
@@ -151,10 +158,3 @@ def check_windows(stored: StoredBase, length: int) -> None:
             f"data.packing: layers of this base see {min(windows)} tokens back, which the mask of packed rows does not "
             f"know; set data.max_length (now {length}) to that, or leave packing out"
         )
-
-
-def open_base(name: str, home: Home | None = None) -> StoredBase:
-    """The stored base of that name. Raises `NotFoundError` naming the ones there are."""
-    store = BaseStore((home or Home.from_environment()).bases)
-    store.get(name)
-    return StoredBase.open(store.path(name))

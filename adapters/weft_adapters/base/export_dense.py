@@ -1,4 +1,4 @@
-"""Writes a model over a stored base as an ordinary float directory, as transformers loads it and `weft extract` reads."""
+"""Writes a model over a stored base as a plain float directory, as transformers loads it and `weft extract` reads."""
 
 from __future__ import annotations
 

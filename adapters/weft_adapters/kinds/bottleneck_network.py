@@ -36,7 +36,8 @@ NON_LINEARITIES: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 """By the manifest's names, which are AdapterHub's."""
 
-# What one adapter's small calls cost beyond their arithmetic, as arithmetic: twice those of a low-rank delta. It only
+# What one adapter's small calls cost beyond their arithmetic, as arithmetic: about 75 us, measured on one core of a CPU
+# with hidden sizes from 576 to 4096. Sharing won where it wasted up to 7e6 an adapter, and lost from 3e7 on. It only
 # chooses between two ways to the same answer.
 _CALL_FLOPS = 2.0e7
 
@@ -143,7 +144,7 @@ class Group:
     def _wasted_flops(self, segments: Segments) -> float:
         """What the large products compute only to mask it away."""
         width, hidden = self.down_RE.shape
-        useful = sum(segments.counts.get(o.index, 0) * (o.columns.stop - o.columns.start) for o in self.owned)
+        useful: int = sum(segments.counts.get(o.index, 0) * (o.columns.stop - o.columns.start) for o in self.owned)
         return 4.0 * hidden * (segments.num_rows * width - useful)
 
 

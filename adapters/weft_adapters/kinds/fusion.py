@@ -5,8 +5,8 @@ With u_i what part i would add for z:
 
     y <- y + V sum_i p_i u_i        p = softmax_i( (Q z + b_Q) . (K u_i + b_K) )
 
-The product of the query with b_K is the same for every part and changes no p, and (Q z) . (K u) = (K^T Q z) . u: so K is
-multiplied once a row, not once for each part.
+With q = Q z + b_Q: the product q . b_K is the same for every part and changes no p, and q . (K u) = (K^T q) . u, so K
+is multiplied once a row, not once for each part.
 """
 
 from __future__ import annotations

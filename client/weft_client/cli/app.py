@@ -33,6 +33,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Training": {
         "train": "train:train",
         "eval": "train:evaluate",
+        "label": "label:label",
         "extract": "extract:extract",
         "combine": "combine:combine",
     },
@@ -46,7 +47,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "merge": "residency:merge",
         "unmerge": "residency:unmerge",
     },
-    "Other": {"version": "version:version"},
+    "Other": {"kinds": "kinds:kinds", "version": "version:version"},
 }
 ALIASES = {"ls": "list"}
 _TARGETS = {name: target for commands in SECTIONS.values() for name, target in commands.items()}

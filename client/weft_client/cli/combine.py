@@ -37,14 +37,10 @@ METHODS = (
     type=click.FloatRange(0, 1, min_open=True),
     help="The share of entries that is kept; ties and dare need it.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops. Default: 0.")
-@click.option(
-    "--rank",
-    type=click.IntRange(1, 1024),
-    help="Of the result, with the svd methods. Default: the highest of any part.",
-)
+@click.option("--seed", type=click.IntRange(min=0), help="Makes what is drawn at random repeatable.")
+@click.option("--rank", type=click.IntRange(1, 1024), help="The highest rank at every module.")
 @click.option("--name", help="The adapter's name. Default: that of the output directory.")
-@click.option("--license", "license_", metavar="SPDX", help="Default: that of the adapters, if they have the same.")
+@click.option("--license", "license_", metavar="SPDX", help="The adapter's license.")
 @json_option
 @quiet_option
 @registry_option
@@ -65,11 +61,12 @@ def combine(
 ) -> None:
     """Merge LoRA or QA-LoRA adapters of one base into one adapter, which `weft push` takes.
 
-    cat is the exact weighted sum, its rank the sum of the ranks; svd is that sum truncated to --rank. linear adds the
-    factors apart, which is cheap and rough. ties (arXiv:2306.01708) keeps the largest entries, elects a sign for each
-    and averages those that agree; dare (arXiv:2311.03099) drops entries at random and rescales the others. Those merge
-    the factors, as PEFT does; with _svd they merge the deltas, as their papers do. The manifest names the parts by
-    digest.
+    cat is the exact weighted sum, its rank the sum of the ranks; svd is that sum truncated to --rank, or to the highest
+    rank of any part. linear adds the factors apart, which is cheap and rough. ties (arXiv:2306.01708) keeps the largest
+    entries, elects a sign for each and averages those that agree; dare (arXiv:2311.03099) drops entries at random, the
+    same ones for the same --seed (0 without it), and rescales the others. Those merge the factors, as PEFT does; with
+    _svd they merge the deltas, as their papers do. The manifest names the parts by digest, and has their license if it
+    is one.
 
     \b
     Example:

@@ -19,11 +19,7 @@ DEFAULT_RANK = 16
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The artifact directory; new.")
 @click.option("--base", "base_name", metavar="NAME", required=True, help="The base that serves the adapter.")
-@click.option(
-    "--rank",
-    type=click.IntRange(1, 1024),
-    help=f"Keep so many singular values at every module. Default: {DEFAULT_RANK}.",
-)
+@click.option("--rank", type=click.IntRange(1, 1024), help="The highest rank at every module.")
 @click.option(
     "--energy",
     type=click.FloatRange(0, 1, min_open=True),
@@ -38,7 +34,7 @@ DEFAULT_RANK = 16
 )
 @click.option("--ignore-rest", is_flag=True, help="Leave changes behind that no LoRA can carry (embeddings, head).")
 @click.option("--name", help="The adapter's name. Default: that of the output directory.")
-@click.option("--license", "license_", default="", metavar="SPDX", help="Of the adapter.")
+@click.option("--license", "license_", default="", metavar="SPDX", help="The adapter's license.")
 @json_option
 @quiet_option
 @needs_extra("serve")
@@ -59,7 +55,8 @@ def extract(
 
     CHECKPOINT is a directory with config.json and safetensors, fine-tuned from the base. The difference of every linear
     module is truncated to a low rank; what that leaves out is printed, and stands in the manifest. Changed norms before
-    attention and MLP go into the linears after them; other changes are refused without --ignore-rest.
+    attention and MLP go into the linears after them; other changes are refused without --ignore-rest. Without --rank
+    and --energy, the rank is 16.
 
     The difference to the stored base includes what rounding to int4 changed, which the adapter then corrects as far as
     its rank goes. With --from, all of the rank goes to what the fine-tuning learned.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--temperature", type=click.FloatRange(min=0), help="0, the default: greedy.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Sample from the k most likely tokens.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Sample from this much probability.")
-@click.option("--seed", type=click.IntRange(min=0), help="Makes a sampled answer repeatable.")
+@click.option("--seed", type=click.IntRange(min=0), help="Makes what is drawn at random repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Go on past the end-of-sequence token.")
 @click.option("--logprobs", type=click.IntRange(0, 20), help="With --json: this many likely tokens at each position.")

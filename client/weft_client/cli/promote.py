@@ -33,8 +33,7 @@ NOT_MET = 3
     "expected_etag",
     default="",
     metavar="ETAG",
-    help='Move only if the alias is still at this etag, not only at the version where this command found it; "none": '
-    "only if it does not exist.",
+    help='Move only if the alias is still at this etag; "none": only if it does not exist.',
 )
 @json_option
 @registry_option
@@ -44,7 +43,7 @@ def promote(
     """Point an alias at a version, but only if its metrics hold a condition.
 
     Every comparison is printed. Status 3 if one does not hold; the alias then stays where it is. If somebody else moves
-    the alias meanwhile, theirs stands, and this fails.
+    the alias after this command has looked, theirs stands, and this fails.
 
     \b
     Example:

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 @click.option(
     "--publish", "adapter", metavar="NAMESPACE/NAME", help="Publish the artifact under this name when training ends."
 )
-@click.option("--tag", "tags", multiple=True, help="With --publish: name the version for ever; may be repeated.")
-@click.option("--alias", "aliases", multiple=True, help="With --publish: point this alias at it; may be repeated.")
+@click.option("--tag", "tags", multiple=True, help="Name this version for ever; may be repeated.")
+@click.option(
+    "--alias", "aliases", multiple=True, help='Point this alias at it; may be repeated. "latest" always moves.'
+)
 @json_option
 @quiet_option
 @registry_option
@@ -54,8 +56,9 @@ def train(
 ) -> None:
     """Train an adapter as CONFIG.yaml says. KEY=VALUE replaces one of its settings, dots reaching inside.
 
-    Prints the directory of the artifact, which `weft push` takes; or publishes it, with --publish. Whether it can be
-    published is found out before training. On Ctrl-C or SIGTERM a checkpoint is saved, which --resume goes on from.
+    Prints the directory of the artifact, which `weft push` takes; or publishes it, with --publish, --tag and
+    --alias. Whether it can be published is found out before training. On Ctrl-C or SIGTERM a checkpoint is saved, which
+    --resume goes on from.
 
     \b
     Example:

@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,24 +88,43 @@ class AdapterFiles:
         check_base(manifest, self._base)
         kind = served(manifest.kind)
         adapter = bind(directory, manifest, self._base, dtype=torch.float32, digest=digest)
-        number = next(self._ids)
-        target = self._directory / f"{number}-{digest.replace(':', '-')}"
         rows_PD = adapter.kind.soft_prompt(adapter) if kind.soft else None
         if rows_PD is not None:
+            _, target = self._place(digest)
             soft = soft_prompt(digest, rows_PD, self._base.hidden_size, self._dtype)
             return VllmAdapter(digest, soft.rows_PD.nbytes, adapter, target, None, soft=soft)
-        factors = kind.factors(adapter, pooled=self._pooled)
-        if factors is None:
+        if kind.low_rank is None:
             # A copy: the workers read nothing outside of this directory.
+            _, target = self._place(digest)
             shutil.copytree(directory, target)
             return VllmAdapter(
                 digest, adapter.size_bytes, adapter, target, None, prefix_adapter(target, manifest, digest)
             )
-        self._check(manifest, factors)
+        return self._slotted(adapter, repr(manifest.name))
+
+    def compose(self, parts: Sequence[tuple[VllmAdapter, float]], digest: str) -> VllmAdapter:
+        """Several adapters as one, written likewise. Raises as `bind` does, and as `Kind.compose`."""
+        bound = [(part.bound, weight) for part, weight in parts]
+        return self._slotted(
+            bound[0][0].kind.compose(bound, digest), "composed of " + ", ".join(p.digest for p, _ in bound)
+        )
+
+    def _slotted(self, adapter: Adapter[Any], name: str) -> VllmAdapter:
+        """An adapter as a slot takes it, written; `name` is for messages."""
+        kind = served(adapter.kind.name)
+        factors = kind.factors(adapter, pooled=self._pooled)
+        assert factors is not None, adapter.kind.name
+        self._check(name, factors)
+        number, target = self._place(adapter.digest)
         _write(target, factors)
         size_bytes = self._dtype.itemsize * sum(a.numel() + b.numel() for a, b in factors.values())
         whole = kind.reads_whole(pooled=self._pooled)
-        return VllmAdapter(digest, size_bytes, adapter, target, number, reads_whole=whole)
+        return VllmAdapter(adapter.digest, size_bytes, adapter, target, number, reads_whole=whole)
+
+    def _place(self, digest: str) -> tuple[int, Path]:
+        """A number that none had before, and a directory that none has."""
+        number = next(self._ids)
+        return number, self._directory / f"{number}-{digest.replace(':', '-')}"
 
     def remove(self, adapter: VllmAdapter) -> None:
         """Removes an adapter's files: from now on its workers cannot read it again."""
@@ -114,11 +134,11 @@ class AdapterFiles:
         """Removes all of them."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _check(self, manifest: Manifest, factors: LowRank) -> None:
+    def _check(self, name: str, factors: LowRank) -> None:
         rank, module = max((a_rK.shape[0], module) for module, (a_rK, _) in factors.items())
         if rank > self._max_rank:
             raise UnsupportedError(
-                f"adapter {manifest.name!r} has rank {rank} at {module}, and this engine's slots hold "
+                f"adapter {name} has rank {rank} at {module}, and this engine's slots hold "
                 f"{self._max_rank}: start the server with --vllm max_lora_rank=N, N at least {rank}",
                 reason="LORA_RANK",
                 metadata={"rank": str(rank), "max_lora_rank": str(self._max_rank)},
@@ -126,7 +146,7 @@ class AdapterFiles:
         outside = sorted(factors.keys() - self._modules)
         if outside:
             raise UnsupportedError(
-                f"adapter {manifest.name!r} adapts {outside[0]}"
+                f"adapter {name} adapts {outside[0]}"
                 + (f" and {len(outside) - 1} more modules" if outside[1:] else "")
                 + ", which vLLM does not wrap in this model (see --vllm lora_target_modules)",
                 reason="LORA_MODULE",

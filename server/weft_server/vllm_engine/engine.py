@@ -124,17 +124,23 @@ class VllmEngine:
         self._files.close()
 
     def bind(self, directory: Path, manifest: Manifest, digest: str, parts: Sequence[Artifact] = ()) -> VllmAdapter:
-        """See `Engine`. No kind that vLLM serves here has parts. vLLM's workers load it here and now: what they refuse is refused before the first request."""
-        adapter = self._files.bind(directory, manifest, digest)
+        """See `Engine`. No kind that vLLM serves here has parts."""
+        return self._held(self._files.bind(directory, manifest, digest), f"{manifest.name!r} ({digest})")
+
+    def compose(self, parts: Sequence[tuple[AdapterHandle, float]], digest: str) -> VllmAdapter:
+        """See `Engine`."""
+        bound = [(_bound(part), weight) for part, weight in parts]
+        return self._held(self._files.compose(bound, digest), digest)
+
+    def _held(self, adapter: VllmAdapter, name: str) -> VllmAdapter:
+        """The adapter, loaded by vLLM's workers here and now: what they refuse is refused before the first request."""
         try:
             self._loop.run(self._add(adapter))
         except Exception as error:  # vLLM answers for its process with bare Exceptions
             self._files.remove(adapter)
             if not self.alive:
                 raise UnavailableError(f"vLLM's process is gone: {error}", reason="ENGINE_DIED") from error
-            raise UnsupportedError(
-                f"vLLM refuses the adapter {manifest.name!r} ({digest}): {error}", reason="VLLM_REFUSED"
-            ) from error
+            raise UnsupportedError(f"vLLM refuses the adapter {name}: {error}", reason="VLLM_REFUSED") from error
         return adapter
 
     async def _add(self, adapter: VllmAdapter) -> None:

@@ -93,7 +93,9 @@ def plan_slots(
         lora_slots = max_loras
     if not 1 <= lora_slots <= max_loras:
         raise InvalidInputError(
-            f"{lora_slots} of {max_loras} slots for LoRA: there are from 1 to all of them", reason="BAD_SETTING"
+            f"additional_config: {lora_slots} slots for LoRA, and there are {max_loras} in all: want fewer, or give "
+            "more --adapter-memory or --max-active-adapters",
+            reason="BAD_SETTING",
         )
     slots = Slots(max_loras, lora_slots, max_loras, max_rank, slot_bytes, pooled_bytes)
     if slots.reserved_bytes >= adapter_bytes:

@@ -169,7 +169,8 @@ class BottleneckNetwork(nn.Module):
         """The sublayer's output with the network's in it: (B, T, E)."""
         z_BTE = read(self._params.reads, input_BTE, residual_BTE, y_BTE, y_BTE.dtype)
         h_BTd = NON_LINEARITIES[self._params.non_linearity](_apply(self.adapter_down, z_BTE))
-        return y_BTE + self._dropout(_apply(self.adapter_up, h_BTd) * self._params.scaling)
+        delta_BTE: Tensor = self._dropout(_apply(self.adapter_up, h_BTd) * self._params.scaling)
+        return y_BTE + delta_BTE
 
 
 def _apply(linear: nn.Linear, x: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.bottleneck import BottleneckParams, sublayer_prefix
 from weft_registry.kinds.fusion import FusionParams, check_alike
 from weft_trainer.adapted import AdaptedModel, load_exactly
-from weft_trainer.batches import IGNORE
 from weft_trainer.data import TextEncoder
 from weft_trainer.model import TrainingBase
 from weft_trainer.options import FusionOptions
@@ -108,7 +107,7 @@ class FusionModel(AdaptedModel):
         if self.training and self._regularization:
             share = 1.0
             if num_items_in_batch is not None:
-                share = float((batch["labels"][:, 1:] != IGNORE).sum()) / float(num_items_in_batch)
+                share = self.objective.items(batch) / float(num_items_in_batch)
             result["loss"] = result["loss"] + self._regularization * share * self.distance()
         return result
 

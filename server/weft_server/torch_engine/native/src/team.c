@@ -29,6 +29,8 @@ enum { SPINS = 8000, IDLE_OFFERS = 0, WAIT_OFFERS = 100 };
 /* A state: [operator 19][open 1][inside 12][next unit 32]. Open while a program runs. */
 typedef uint64_t State;
 static const State INSIDE = 1ull << 32, OPEN = 1ull << 44, OPERATOR = 1ull << 45;
+/* An operator that no program has: a sleeper may have seen the end of any program, and must see that this is another. */
+static const State CLOSED = ~0ull << 45;
 enum { MOST_WORKERS = 4095 };
 
 static int is_open(State state) { return (state & OPEN) != 0; }
@@ -161,7 +163,7 @@ void weft_run(Team *team, const Op *ops, int num_ops) {
 
 void weft_team_close(Team *team) {
     atomic_store(&team->closing, 1);
-    atomic_fetch_add(&team->state, OPERATOR);
+    atomic_store(&team->state, CLOSED);
     wake(team);
     for (int i = 1; i < team->count; i++)
         pthread_join(team->threads[i], NULL);

@@ -1,0 +1,106 @@
+"""Every training method on the same real tasks, and LoRA at several ranks: what each answers right, trains, stores and
+takes.
+
+Each method with its own learning rate and number of steps, on one int4 base; LoRA's relatives and bottleneck networks
+on the top eight layers, all linears of the top ten trained whole (the layers below are computed once), what stands
+before the text in all layers. Scores are shares of held-out examples answered exactly, mean over seeds with its 95% interval.
+Whole layers are scored as they are served: extracted to a LoRA of rank 32. What serving costs is in bench_decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks import experiments
+from benchmarks.experiments import Trained, mean_and_interval, say
+from benchmarks.report import Row, arguments, report
+
+TOP = {"layers": "top:8"}
+RANKS = (1, 2, 4, 8, 64)
+_INIT = {
+    "topic": "Name the topic of the news article in one word.",
+    "sentiment": "Say whether the review is positive or negative.",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one method is trained here."""
+
+    method: str
+    learning_rate: float
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 80
+    from_text: bool = False
+    """Whether it starts at a sentence that names the task."""
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "lora": Recipe("lora", 4e-3, {"r": 8, **TOP}),
+    "rslora": Recipe("lora", 2e-3, {"r": 8, "use_rslora": True, **TOP}),
+    "dora": Recipe("dora", 4e-3, {"r": 8, **TOP}),
+    "qalora": Recipe("qalora", 4e-3, {"r": 8, **TOP}),
+    "ia3": Recipe("ia3", 3e-2, TOP),
+    "houlsby": Recipe("houlsby", 2e-3, {"reduction_factor": 16, **TOP}),
+    "pfeiffer": Recipe("pfeiffer", 2e-3, {"reduction_factor": 16, **TOP}),
+    "parallel": Recipe("parallel", 2e-3, {"reduction_factor": 16, **TOP}),
+    "partial": Recipe("partial", 5e-5, {"unfreeze": ["model.layers.2?.*_proj"], "extract": {"rank": 32}}),
+    "prefix": Recipe("prefix", 5e-3, {}, from_text=True),
+    "p_tuning_v2": Recipe("p_tuning_v2", 1e-2, {"num_virtual_tokens": 16}),
+    "prompt_tuning": Recipe("prompt_tuning", 3e-2, {}, from_text=True),
+    "p_tuning": Recipe("p_tuning", 3e-3, {"num_virtual_tokens": 16}),
+}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    args = arguments(__doc__ or "")
+    names = ("topic",) if args.quick else ("topic", "sentiment")
+    seeds = (0,) if args.quick else (0, 1, 2)
+    steps = 4 if args.quick else None
+    rows: list[Row] = []
+    for task in names:
+        for name, recipe in RECIPES.items():
+            rows += _rows(f"{task}_{name}", [_trained(task, recipe, seed, steps) for seed in seeds])
+    for rank in (8,) if args.quick else RANKS:
+        recipe = Recipe("lora", 4e-3, {"r": rank, "alpha": 2 * rank, **TOP})
+        rows += _rows(f"topic_lora_r{rank}", [_trained("topic", recipe, seed, steps) for seed in seeds])
+    report("Methods on real tasks, SmolLM2-135M int4", rows, args.json)
+
+
+def _trained(task: str, recipe: Recipe, seed: int, steps: int | None) -> Trained:
+    adapter = {**recipe.adapter, **({"init_text": _INIT[task]} if recipe.from_text else {})}
+    done = experiments.run(
+        task,
+        recipe.method,
+        seed,
+        adapter=adapter,
+        training={
+            "steps": steps or recipe.steps,
+            "batch_size": 16,
+            "learning_rate": recipe.learning_rate,
+            "warmup": 0.1,
+        },
+        eval_rows=16 if steps else None,
+    )
+    say(f"{task} {recipe.method} {adapter} seed {seed}: {done.score.exact_match:.3f} in {done.seconds:.0f} s")
+    return done
+
+
+def _rows(metric: str, runs: list[Trained]) -> list[Row]:
+    mean, interval = mean_and_interval([run.score.exact_match for run in runs])
+    loss, _ = mean_and_interval([run.score.loss for run in runs])
+    seconds, _ = mean_and_interval([run.seconds for run in runs])
+    return [
+        Row(metric, mean, f"exact match ± {interval:.3f} (95%, {len(runs)} seeds)"),
+        Row(f"{metric}_loss", loss, "nats"),
+        Row(f"{metric}_parameters", runs[0].parameters, "numbers stored"),
+        Row(f"{metric}_bytes", runs[0].manifest.size_bytes, "bytes"),
+        Row(f"{metric}_training", seconds, "s"),
+    ]
+
+
+if __name__ == "__main__":
+    main()
