@@ -3,8 +3,9 @@ takes.
 
 Each method with its own learning rate and number of steps, on one int4 base; LoRA's relatives and bottleneck networks
 on the top eight layers, all linears of the top ten trained whole (the layers below are computed once), what stands
-before the text in all layers. Scores are shares of held-out examples answered exactly, mean over seeds with its 95% interval.
-Whole layers are scored as they are served: extracted to a LoRA of rank 32. What serving costs is in bench_decode.
+before the text in all layers. Scores are shares of held-out examples answered exactly, mean over seeds with its 95%
+interval. Whole layers are scored as they are served: extracted to a LoRA of rank 32. What serving costs is in
+bench_decode.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,8 +20,6 @@ import peft
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
-from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from tests.oracles.trl_subjects import (
     ALPHA,
@@ -36,6 +35,10 @@ from tests.oracles.trl_subjects import (
 )
 from tests.tiny_models import make_tokenizer
 
+# As values: they are typed where TRL is installed, and unknown where it is not.
+trl: Any = import_module("trl")
+trainers: Any = import_module("trl.trainer.dpo_trainer")
+
 
 def base() -> Any:
     """The model under the LoRA."""
@@ -49,7 +52,7 @@ def base() -> Any:
 def ask(case: Case) -> dict[str, Any]:
     """TRL's loss, reward metrics and one gradient."""
     with TemporaryDirectory() as scratch:
-        arguments = DPOConfig(
+        arguments = trl.DPOConfig(
             output_dir=scratch,
             beta=case.beta,
             label_smoothing=case.label_smoothing,
@@ -61,7 +64,7 @@ def ask(case: Case) -> dict[str, Any]:
         )
         words = {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}
         # A new adapter's reference is the model with the adapter off; that of one that is given would be its copy.
-        trainer: Any = DPOTrainer(
+        trainer: Any = trl.DPOTrainer(
             model=base(),
             args=arguments,
             train_dataset=Dataset.from_dict(words),
@@ -69,14 +72,16 @@ def ask(case: Case) -> dict[str, Any]:
             peft_config=peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(MODULES), task_type="CAUSAL_LM"),
         )
         lora = {name: torch.from_numpy(values.copy()) for name, values in lora_tensors().items()}
-        unexpected = peft.set_peft_model_state_dict(trainer.model, lora).unexpected_keys
-        assert not unexpected, unexpected
+        loaded: Any = peft.set_peft_model_state_dict(trainer.model, lora)
+        assert not loaded.unexpected_keys, loaded.unexpected_keys
         rows = [
             {"prompt_ids": list(p.prompt), "chosen_ids": list(p.chosen), "rejected_ids": list(p.rejected)}
             for p in case.pairs
         ]
         model = trainer.model.train()
-        loss = trainer._compute_loss(model, DataCollatorForPreference(pad_token_id=2)(rows), return_outputs=False)
+        loss = trainer._compute_loss(
+            model, trainers.DataCollatorForPreference(pad_token_id=2)(rows), return_outputs=False
+        )
         loss.backward()
         metrics = trainer._metrics["train"]
         shown = SHOWN.replace(".weight", ".default.weight")

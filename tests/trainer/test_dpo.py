@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -337,3 +338,14 @@ def test_what_pairs_cannot_have_is_refused_by_its_key(data: dict[str, Any], says
     document = {"base": "b", "method": "lora", "output": "o", "data": {"train": "t.jsonl", **data}}
     with pytest.raises(InvalidInputError, match=says):
         configs.parse(document | {"objective": {"kind": "dpo"}})
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_two_processes_take_the_steps_of_one(deep_base: AddedBase, preferring: Make, run: Run) -> None:
+    found = []
+    for size, devices in ((8, 1), (4, 2)):
+        config = preferring(deep_base, "lora", {"r": 4}, steps=3, batch_size=size, devices=devices, save_every=3)
+        run(config, deep_base)
+        found.append([(line["loss"], line["grad_norm"]) for line in log(config) if "grad_norm" in line])
+    for one, two in zip(*found, strict=True):
+        assert one == pytest.approx(two, rel=1e-3)

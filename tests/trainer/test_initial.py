@@ -17,6 +17,7 @@ from tests.tiny_models import AddedBase
 from tests.trainer.oracles import BATCH, LABELS, dense_model
 from weft_registry import artifact, peft_format
 from weft_registry.errors import InvalidInputError
+from weft_registry.kinds.low_rank import LowRankParams
 from weft_trainer import initial, targets
 from weft_trainer.config import TrainConfig, parse
 from weft_trainer.data import BaseTokenizer
@@ -136,11 +137,11 @@ DOCUMENT: dict[str, Any] = {"base": "b", "output": "o", "data": {"train": "t.jso
 
 def test_gaussian_draws_a_with_a_deviation_of_one_over_the_rank(tiny_base: Callable[..., AddedBase]) -> None:
     base = tiny_base()
-    model = attached(base, LoraOptions(init="gaussian", r=64))
+    model = attached(base, LoraOptions(init="gaussian", r=32))
     drawn = torch.cat([t.flatten() for name, t in model.export().items() if "lora_A" in name])
-    assert float(drawn.std()) == pytest.approx(1 / 64, rel=0.02)
+    assert float(drawn.std()) == pytest.approx(1 / 32, rel=0.02)
     # Uniform numbers would end at 1.7 deviations.
-    assert float(drawn.abs().max()) > 3 / 64
+    assert float(drawn.abs().max()) > 3 / 32
     assert not any(t.any() for name, t in model.export().items() if "lora_B" in name)
 
 
@@ -259,12 +260,8 @@ def test_loftq_without_the_bases_original_is_refused_by_name(
         LoraOptions(original=Path("x"))
 
 
-@pytest.mark.parametrize(
-    ("adapter", "words"),
-    [({"r": 65}, "rank 64 at most"), ({"r": 700, "target_modules": ["q_proj"]}, "rank 64 at most")],
-)
-def test_a_rank_that_the_weight_has_not_is_refused(
-    adapter: dict[str, Any], words: str, tiny_base: Callable[..., AddedBase]
-) -> None:
-    with pytest.raises(InvalidInputError, match=words):
-        attached(tiny_base(), LoraOptions(init="pissa", **adapter))
+def test_a_rank_whose_double_no_adapter_may_have_is_refused() -> None:
+    trained = LowRankParams(600, 600.0, False, ("model.layers.0.mlp.up_proj",), {}, {})
+    assert initial.stored_params(LoraOptions(r=600, init="loftq", original=Path("x")), trained) is trained
+    with pytest.raises(InvalidInputError, match=r"adapter\.r: 600, but adapter\.init: pissa .* 1024"):
+        initial.stored_params(LoraOptions(r=600, init="pissa"), trained)

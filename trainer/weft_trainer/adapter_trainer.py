@@ -80,7 +80,7 @@ class AdapterTrainer(Trainer):
         # The Trainer counts labels; an objective may count something else, such as pairs.
         counted = [torch.zeros(self._adapted.objective.items(batch)) for batch in batch_samples]
         standing_in = [{"labels": items, "shift_labels": items} for items in counted]
-        return super()._get_num_items_in_batch(standing_in, device)  # type: ignore[no-untyped-call]
+        return super()._get_num_items_in_batch(standing_in, device)
 
     def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
         """Scores the held-out examples, and decides whether to stop early."""

@@ -67,9 +67,10 @@ def model_card(
 def _training(config: TrainConfig, fitted: Fitted) -> list[str]:
     training = config.training
     examples = training.batch_size * training.gradient_accumulation * training.devices
+    unit = "pairs" if config.objective.kind == "dpo" else "packed rows" if config.data.packing else "examples"
     rows = {
         "objective": _objective(config.objective),
-        "steps": f"{fitted.steps} of {examples} {'pairs' if config.objective.kind == 'dpo' else 'examples'}",
+        "steps": f"{fitted.steps} of {examples} {unit}",
         "optimizer": training.optimizer,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup:g}",
         "weight decay": f"{training.weight_decay:g}",

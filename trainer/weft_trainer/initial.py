@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from weft_adapters.base.huggingface import read_linears
 from weft_adapters.base.load import StoredBase
-from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.low_rank import MAX_RANK, LowRankParams
 from weft_trainer.options import LoraOptions
@@ -68,17 +67,9 @@ class StartedFactors(nn.Module):
         return a_RK[:r], b_NR[:, :r] + b_NR[:, r:]
 
 
-def stored_params(options: LoraOptions, trained: LowRankParams, base: BaseSpec) -> LowRankParams:
+def stored_params(options: LoraOptions, trained: LowRankParams) -> LowRankParams:
     """The artifact's parameters, from those of the trained A and B: twice the rank, under the same scaling, where the
-    start is subtracted. Raises `InvalidInputError` for a rank that a module cannot begin with."""
-    if options.init not in (*SUBTRACTED, "loftq"):
-        return trained
-    for module in trained.target_modules:
-        if trained.rank(module) > min(base.linears[module]):
-            raise InvalidInputError(
-                f"adapter.r: {trained.rank(module)} at {module}, but adapter.init: {options.init} begins with factors "
-                f"of its weight, which has rank {min(base.linears[module])} at most"
-            )
+    start is subtracted. Raises `InvalidInputError` for a rank whose double no adapter may have."""
     if options.init not in SUBTRACTED:
         return trained
     most = max(trained.rank(module) for module in trained.target_modules)

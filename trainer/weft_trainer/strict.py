@@ -29,6 +29,10 @@ class ConfigError(InvalidInputError):
         self.problem = problem
         """What, without where."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What a training process raises travels to the one that started it.
+        return type(self), (self.path, self.problem), self.__dict__
+
 
 def read(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """`values` as a `cls`. `where` is the dotted path of the mapping, for messages.

@@ -29,7 +29,7 @@ def base() -> None:
 @base.command()
 @click.argument("name")
 @click.argument("source")
-@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Of a model quantized on import.")
+@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Of the codes: 2, 3 or 4.")
 @click.option("--group-size", type=click.IntRange(min=8), default=32, show_default=True, help="Inputs per scale.")
 @json_option
 @quiet_option
@@ -62,7 +62,7 @@ def add(name: str, source: str, bits: int, group_size: int, as_json: bool, quiet
 @base.command()
 @click.argument("source")
 @click.argument("name")
-@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True)
+@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Of the codes: 2, 3 or 4.")
 @click.option("--group-size", type=click.IntRange(min=8), default=32, show_default=True, help="Inputs per scale.")
 @click.option(
     "--gptq",

@@ -29,7 +29,7 @@ METHODS = (
 
 @click.command()
 @click.argument("references", nargs=-1, required=True, metavar="ARTIFACT|REFERENCE...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The artifact directory; new.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the result goes; new.")
 @click.option("--weights", metavar="W,W,...", help="One for each adapter, in order. Default: 1 for each.")
 @click.option("--method", type=click.Choice(METHODS), default="cat", show_default=True, help="How they are merged.")
 @click.option(

@@ -17,7 +17,7 @@ DEFAULT_RANK = 16
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The artifact directory; new.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the result goes; new.")
 @click.option("--base", "base_name", metavar="NAME", required=True, help="The base that serves the adapter.")
 @click.option("--rank", type=click.IntRange(1, 1024), help="The highest rank at every module.")
 @click.option(

@@ -22,7 +22,7 @@ from weft_client.cli.output import echo_fields, echo_json
     metavar="BASE[+ARTIFACT]",
     help="Who decides: a stored base, or one that wears an artifact (a directory, or the reference of a version).",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSONL file of pairs; new.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the result goes; new.")
 @click.option(
     "--template",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

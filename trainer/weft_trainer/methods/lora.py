@@ -32,7 +32,7 @@ class LoraMethod:
 
     def params(self, options: LoraOptions, base: BaseSpec, encoder: TextEncoder) -> LowRankParams:
         """See `Method.params`."""
-        return initial.stored_params(options, targets.resolve(options, base), base)
+        return initial.stored_params(options, targets.resolve(options, base))
 
     def first_layer(self, params: LowRankParams) -> int:
         """See `Method.first_layer`."""
