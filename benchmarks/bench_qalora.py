@@ -27,7 +27,7 @@ GROUP = 32
 ADAPTER = {"r": 8, "alpha": 16, "target_modules": ["all"], "layers": "top:8"}
 # One recipe for both: that of the demo's QA-LoRA task.
 TRAINING: Mapping[str, Any] = {"steps": 80, "batch_size": 16, "learning_rate": 4e-3, "warmup": 0.1}
-CALIBRATION = {"samples": 64, "length": 128}
+CALIBRATION: dict[str, Any] = {"samples": 64, "length": 128}
 
 
 def main() -> None:

@@ -190,7 +190,8 @@ def test_ia3_means_the_same_here_and_there(case: str, model: LlamaForCausalLM, b
         for module in params.target_modules:
             vector = tensors[f"{PEFT_PREFIX}{module}.ia3_l"]
             assert vector.shape[0 if module in params.feedforward_modules else 1] == 1
-            merged.get_submodule(module).weight *= vector
+            weight: Any = merged.get_submodule(module).weight
+            weight *= vector
     torch.testing.assert_close(logits(merged), theirs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(written_back(model, base, tmp_path / "peft", tmp_path / "ours"), theirs)
 

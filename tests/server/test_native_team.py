@@ -7,8 +7,7 @@ import pytest
 
 from tests.server import native
 from weft_server.torch_engine.native import layout
-from weft_server.torch_engine.native.choose import unsupported_here
-from weft_server.torch_engine.native.library import Team, built
+from weft_server.torch_engine.native.library import Team, built, unsupported_here
 
 
 class Programs:

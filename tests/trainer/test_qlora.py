@@ -76,7 +76,7 @@ def test_nf4_layers_train_a_lora_near_the_int4_bases(tiny_base: Callable[..., Ad
     rounded = METHODS["lora"].attach(trained, params, options, tokenizer)
     wanted, loss = exact(**BATCH, labels=LABELS)["loss"], rounded(**BATCH, labels=LABELS)["loss"]
     assert loss != wanted
-    assert float(loss) == pytest.approx(float(wanted), rel=0.1)
+    assert loss.item() == pytest.approx(wanted.item(), rel=0.1)
     loss.backward()
     moved = {name: p.grad for name, p in rounded.named_parameters() if p.requires_grad}
     assert len(moved) == 2 * len(params.target_modules)
