@@ -56,6 +56,7 @@ def test_generate_json_is_the_whole_completion(weft: Weft, server: Any) -> None:
     assert answer == {
         "text": "Red fox \x1b[31mruns.",
         "token_ids": [10, 11, 12, 13],
+        "part_digests": [],
         "finish_reason": "eos_token",
         "stop_sequence": "",
         "input_tokens": 5,

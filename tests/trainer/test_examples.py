@@ -26,6 +26,9 @@ def test_a_recipe_runs_as_it_is(
     monkeypatch.chdir(ROOT)
     base = tiny_base()
     overrides = [f"base={base.name}", f"output={tmp_path / 'made'}", "training.steps=2"]
+    if recipe.stem == "fusion":
+        parts = [trained_part(base, tmp_path / f"part-{seed}", seed) for seed in (0, 1)]
+        overrides.append(f"adapter.parts=[{', '.join(f'acme/part-{path.name}={path}' for path in parts)}]")
     if recipe.stem == "distill":
         overrides.append(f"objective.teacher={tiny_base('llama', hidden_size=128, seed=7).name}")
     config = configs.load(recipe, overrides)
@@ -33,3 +36,9 @@ def test_a_recipe_runs_as_it_is(
     assert manifest.kind == METHODS[config.method].kind
     # Those that train whole weights have the scores from before the extraction besides.
     assert {metric.name for metric in manifest.metrics} >= {"loss", "exact_match", "examples"}
+
+
+def trained_part(base: AddedBase, output: Path, seed: int) -> Path:
+    """What the fusion's recipe says to train first."""
+    overrides = [f"base={base.name}", f"output={output}", "training.steps=2", f"training.seed={seed}"]
+    return runs.train(configs.load(ROOT / "examples" / "pfeiffer.yaml", overrides), QuietReporter(), base.home)

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -132,10 +133,12 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
 
 
 def test_what_is_logged_is_in_the_file_before_the_process_ends(tmp_path: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        log = JsonLines(tmp_path, from_step=0)
-        log.write(1, {"loss": 3.0})
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+    program = (
+        "import os, pathlib, signal, sys\n"
+        "from weft_trainer.journal import JsonLines\n"
+        "JsonLines(pathlib.Path(sys.argv[1]), from_step=0).write(1, {'loss': 3.0})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
     assert [line["step"] for line in lines(tmp_path / "log.jsonl")] == [1]

@@ -36,7 +36,7 @@ from weft_client.cli.output import echo_fields, echo_json
     show_default=True,
     help="Leave out pairs that the judge prefers by less: P(chosen) - P(rejected).",
 )
-@click.option("--merged", is_flag=True, help="Merge the judge's artifact into its base: faster.")
+@click.option("--merged", is_flag=True, help="Evaluate the adapter merged into the base.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @json_option
 @quiet_option
