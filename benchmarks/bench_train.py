@@ -120,10 +120,10 @@ def _rows(task: Task) -> list[dict[str, str]]:
 
 def _weft(rows: list[dict[str, str]], task: Task, scratch: Path, *, dense: bool) -> tuple[int, list[float], float]:
     from weft_trainer.api import train
-    from weft_trainer.config import parse
-    from weft_trainer.data import BaseTokenizer, tokenize
+    from weft_trainer.config.run import parse
+    from weft_trainer.data.rows import read_rows
+    from weft_trainer.data.tokenization import BaseTokenizer, tokenize
     from weft_trainer.progress import QuietReporter
-    from weft_trainer.rows import read_rows
 
     data = scratch / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -18,10 +18,10 @@ from demo import tasks
 from weft_registry import artifact
 from weft_registry.home import Home
 from weft_registry.manifest import Manifest
-from weft_trainer import config as configs
+from weft_trainer.config import run as configs
 from weft_trainer.evaluate import evaluate
+from weft_trainer.objectives.score import Score
 from weft_trainer.progress import QuietReporter
-from weft_trainer.score import Score
 from weft_trainer.train import train
 
 # Student's t at 97.5%, by degrees of freedom.
