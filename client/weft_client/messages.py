@@ -70,7 +70,7 @@ def generate_request(
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}; there are: {known}")
     request = pb.GenerateRequest()
     if isinstance(adapter, str):
-        request.adapter_id = adapter
+        _fitting("adapter_id", partial(setattr, request, "adapter_id", adapter))
     else:
         for index, part in enumerate(adapter):
             reference, weight = (part, 1.0) if isinstance(part, str) else part
@@ -92,7 +92,8 @@ def generate_request(
         _set(request, field, value)
     stop = options.get("stop")
     if stop:
-        request.stopping.stop_sequences.extend([stop] if isinstance(stop, str) else stop)
+        stops = [stop] if isinstance(stop, str) else stop
+        _fitting("stopping.stop_sequences", lambda: request.stopping.stop_sequences.extend(stops))
     time_limit_s = options.get("time_limit_s")
     if time_limit_s is not None:
         request.stopping.time_limit.FromNanoseconds(round(time_limit_s * 1e9))
@@ -211,7 +212,7 @@ def _set_input(
             violations=(Violation("input", "exactly one of prompt, messages and token_ids"),),
         )
     if prompt is not None:
-        request.prompt = prompt
+        _fitting("prompt", partial(setattr, request, "prompt", prompt))
     elif messages is not None:
         # The chat may be empty, and the server says so: without this an empty one would look like no input at all.
         request.messages.SetInParent()
@@ -219,7 +220,9 @@ def _set_input(
             if set(message) != {"role", "content"}:
                 keys = ", ".join(map(str, message))
                 raise _refused(f"messages[{index}]", f"expected the keys role and content, found: {keys or 'none'}")
-            request.messages.messages.add(role=message["role"], content=message["content"])
+            chat = request.messages.messages.add()
+            _fitting(f"messages[{index}].role", partial(setattr, chat, "role", message["role"]))
+            _fitting(f"messages[{index}].content", partial(setattr, chat, "content", message["content"]))
     elif token_ids is not None:
         request.token_ids.SetInParent()
         ids = token_ids

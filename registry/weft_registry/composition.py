@@ -38,6 +38,10 @@ def parse_parts(text: str) -> tuple[Part, ...]:
     parts: list[Part] = []
     for piece in text.split("+"):
         reference, times, weight = (part.strip() for part in piece.partition("*"))
+        if not reference:
+            raise InvalidInputError(
+                f"{text[:200]!r}: expected an adapter name on both sides of each + and before each *"
+            )
         Reference.parse(reference)
         try:
             number = float(weight) if times else 1.0

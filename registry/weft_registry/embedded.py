@@ -111,6 +111,15 @@ class EmbeddedRegistry:
         with self._catalog.read() as connection:
             return records.resolve(connection, parsed)
 
+    def resolve_prefix(self, adapter: AdapterName, prefix: str) -> Version | None:
+        """The version whose digest begins with `prefix` ("sha256:" and some of its digits), yanked or not.
+
+        None if there is none, or more than one. Raises `NotFoundError` for an adapter that is not there.
+        """
+        with self._catalog.read() as connection:
+            version_id = records.find_prefix(connection, records.adapter_id(connection, adapter), prefix)
+            return None if version_id is None else records.versions(connection, [version_id])[0]
+
     def list_adapters(self, namespace: str = "") -> list[AdapterSummary]:
         """See `RegistryApi.list_adapters`."""
         return self.page_adapters(namespace, "", None)

@@ -71,6 +71,15 @@ def find_digest(connection: Connection, adapter: int, digest: str) -> int | None
     return connection.execute(sa.select(v.id).where(v.adapter_id == adapter, v.digest == digest)).scalar_one_or_none()
 
 
+def find_prefix(connection: Connection, adapter: int, prefix: str) -> int | None:
+    """The id of the adapter's version whose digest begins with `prefix`; None if there is none, or more than one."""
+    v = t.versions.c
+    # A range, for which the index serves: "g" comes after every hexadecimal digit.
+    statement = sa.select(v.id).where(v.adapter_id == adapter, v.digest >= prefix, v.digest < prefix + "g").limit(2)
+    found = list(connection.execute(statement).scalars())
+    return found[0] if len(found) == 1 else None
+
+
 def resolve(connection: Connection, reference: Reference) -> Version:
     """The version that a reference names now.
 

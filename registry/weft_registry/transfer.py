@@ -186,7 +186,7 @@ def _holds(directory: Path, version: Version) -> bool:
     if not path.is_file() or path.read_bytes() != version.manifest_bytes:
         return False
     try:
-        found = {entry.name for entry in artifact.files_of(directory)}
+        found = {entry.name for entry in artifact.files_of(directory, version.manifest.kind)}
     except InvalidInputError:
         return False
     files = version.manifest.files

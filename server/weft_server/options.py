@@ -24,6 +24,8 @@ class ServeOptions:
     """0 picks a free one; the line `ready on HOST:PORT` says which."""
     metrics_port: int | None = None
     """For Prometheus, on `host`; 0 picks a free one, None has no such port."""
+    http_port: int | None = None
+    """For Hugging Face clients that read the embedded registry, on `host`; 0 picks a free one, None has no such port."""
     registry: str | None = None
     """HOST:PORT of a registry elsewhere; None hosts the embedded one."""
     engine: str = "torch"

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from weft_adapters.threads import step_aside
 from weft_registry.api import Version
 from weft_registry.composition import Part, composition_digest, describe
-from weft_registry.errors import NotFoundError, PreconditionError
+from weft_registry.errors import NotFoundError, PreconditionError, WeftError
 from weft_registry.parts import resolve_parts
 from weft_registry.reference import Reference
 from weft_server.adapter_memory import AdapterMemory, Entry
@@ -284,7 +284,17 @@ class Residency:
             size_bytes = sum(lease.size_bytes for lease, _ in parts)
             self._memory.make_room(reference, digest, size_bytes)
             handles = [(lease.handle, weight) for lease, weight in parts]
-            loading = asyncio.create_task(self._in_thread(lambda: self._engine.compose(handles, digest)))
+
+            def compose() -> AdapterHandle:
+                try:
+                    return self._engine.compose(handles, digest)
+                except WeftError as error:
+                    # An engine knows digests, and people names.
+                    error.message = f"{reference}: {error.message}"
+                    error.args = (error.message,)
+                    raise
+
+            loading = asyncio.create_task(self._in_thread(compose))
             entry = Entry(digest, reference, COMPOSED, reference, loading, size_bytes)
             self._add(entry)
         return await self._loaded(entry)

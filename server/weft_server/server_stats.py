@@ -10,9 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from weft_registry.composition import describe, parse_parts
 from weft_registry.errors import UnavailableError
 from weft_registry.reference import Reference
 from weft_server.disk_cache import DiskCache
@@ -148,8 +149,10 @@ class Statistics:
 
 
 def adapter_name(resident: Resident) -> str:
-    """namespace/name, whatever alias or digest it was asked for by."""
-    return str(Reference.parse(resident.reference).adapter)
+    """namespace/name, whatever alias or digest it was asked for by; of adapters worn together each part's, with its
+    weight."""
+    parts = parse_parts(resident.reference)
+    return describe([replace(part, reference=str(Reference.parse(part.reference).adapter)) for part in parts])
 
 
 def _tiers(resident: tuple[Resident, ...], disk: DiskCache) -> dict[Tier, TierStats]:

@@ -20,9 +20,11 @@ from grpc_reflection.v1alpha import reflection
 from weft.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
 from weft_adapters.base.load import StoredBase
 from weft_adapters.threads import pass_the_lock_on
+from weft_registry.api import RegistryApi
 from weft_registry.base import BaseStore
 from weft_registry.embedded import EmbeddedRegistry
-from weft_registry.errors import UnavailableError, WeftError
+from weft_registry.errors import InvalidInputError, UnavailableError, WeftError
+from weft_registry.hub.port import HubPort
 from weft_registry.status import ErrorInterceptor
 from weft_registry.transfer import open_registry
 from weft_server.admin_service import AdapterAdminServicer
@@ -78,6 +80,8 @@ class Running:
     plan: MemoryPlan
     metrics_address: str | None = None
     """HOST:PORT; None without `--metrics-port`."""
+    http_address: str | None = None
+    """HOST:PORT; None without `--http-port`."""
 
 
 async def _serve(options: ServeOptions) -> None:
@@ -99,6 +103,7 @@ async def running(options: ServeOptions) -> AsyncIterator[Running]:
         # What is entered last ends first.
         registry = open_registry(options.home, options.registry)
         stack.callback(registry.close)
+        _check_http(registry, options)
         with _table_on_refusal():
             built = await asyncio.to_thread(build, options, base)
         engine, plan = built.engine, built.plan
@@ -125,6 +130,12 @@ async def running(options: ServeOptions) -> AsyncIterator[Running]:
             stack.push_async_callback(asyncio.to_thread, metrics.close)
             metrics_address = metrics.address
             _say(f"metrics on http://{metrics_address}/metrics")
+        http_address = None
+        if options.http_port is not None and isinstance(registry, EmbeddedRegistry):
+            hub = await asyncio.to_thread(HubPort, registry, options.host, options.http_port, grace_s=options.grace_s)
+            stack.push_async_callback(asyncio.to_thread, hub.close)
+            http_address = hub.address
+            _say(f"http on {http_address}")
         server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_CHANNEL_OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(completer, options.base, spec, engine.info, requests), server
@@ -156,7 +167,15 @@ async def running(options: ServeOptions) -> AsyncIterator[Running]:
         await _set_health(health_servicer, services, serving=True)
         for watch in (_watch(engine, health_servicer, services), merges.run(), reloader.run()):
             stack.callback(asyncio.create_task(watch).cancel)
-        yield Running(address, engine, bridge, residency, reloader, plan, metrics_address)
+        yield Running(address, engine, bridge, residency, reloader, plan, metrics_address, http_address)
+
+
+def _check_http(registry: RegistryApi, options: ServeOptions) -> None:
+    if options.http_port is not None and not isinstance(registry, EmbeddedRegistry):
+        raise InvalidInputError(
+            "--http-port shows the embedded registry, and this server's is elsewhere: leave one of --http-port and "
+            "--registry (or WEFT_REGISTRY) out, or start `weft registry serve` there"
+        )
 
 
 def _settle() -> None:
@@ -193,7 +212,8 @@ def _bind(server: grpc.aio.Server, options: ServeOptions) -> str:
         port = server.add_insecure_port(wanted)
     except RuntimeError as error:
         raise UnavailableError(
-            f"cannot listen on {wanted}: is another server there? `--port 0` picks a free port ({error})",
+            f"cannot listen on {wanted}: is another server there, or {options.host} no address of this machine? "
+            f"`--port 0` picks a free port ({error})",
             reason="CANNOT_LISTEN",
         ) from error
     if not _is_loopback(options.host):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from click.testing import Result
 
 Weft = Callable[..., Result]
@@ -71,6 +72,22 @@ def test_generate_json_is_the_whole_completion(weft: Weft, server: Any) -> None:
 
 def test_logprobs_without_json_are_refused_and_not_ignored(weft: Weft, server: Any) -> None:
     assert "--json" in weft("generate", "acme/t", "x", "--logprobs", "2", status=2).stderr
+    assert server.script.requests == []
+
+
+@pytest.mark.parametrize("reference", ["", " "])
+def test_an_empty_reference_is_refused_and_not_the_base(reference: str, weft: Weft, server: Any) -> None:
+    assert 'name an adapter, or "-"' in weft("generate", reference, "x", status=2).stderr
+    assert server.script.requests == []
+
+
+def test_bytes_that_are_no_text_are_refused_by_name(weft: Weft, server: Any) -> None:
+    # What Python makes of the byte FF on a command line or on stdin.
+    no_text = "a\udcff"
+    for arguments in (("acme/t", no_text), (no_text, "x"), ("acme/t", "x", "--stop", no_text)):
+        assert "surrogates not allowed" in weft("generate", *arguments, status=1).stderr
+    assert "surrogates not allowed" in weft("generate", "acme/t", no_text, "--chat", status=1).stderr
+    assert "is not UTF-8 text" in weft("load", no_text, status=1).stderr
     assert server.script.requests == []
 
 

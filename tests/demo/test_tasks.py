@@ -11,7 +11,7 @@ import pytest
 from demo.tasks import TASKS, fetch, prepare, read_address, read_topic
 from weft_registry.errors import UnavailableError
 from weft_registry.home import Home
-from weft_trainer import config as configs
+from weft_trainer.config import run as configs
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 XML = """<AddressCollection>

@@ -13,7 +13,7 @@ from weft_client.cli.app import app
 from weft_client.cli.kinds import FACTS, has_peft_form
 from weft_registry.kinds import KIND_SCHEMAS
 from weft_server.vllm_engine.kinds import SERVED
-from weft_trainer.config import METHOD_OPTIONS
+from weft_trainer.config.run import METHOD_OPTIONS
 from weft_trainer.methods import METHODS
 
 HOOKS = {

@@ -44,6 +44,8 @@ def test_contracts_hold(tree: Path) -> None:
         ("registry/weft_registry/names.py", "import weft_client.results"),
         ("adapters/weft_adapters/int4.py", "import weft_trainer"),
         ("trainer/weft_trainer/__init__.py", "import weft_server"),
+        ("trainer/weft_trainer/data/rows.py", "import weft_trainer.modeling.base"),
+        ("trainer/weft_trainer/methods/targets.py", "import weft_trainer.training.loop"),
         ("server/weft_server/__init__.py", "import weft_trainer"),
         ("server/weft_server/__init__.py", "import weft_client.results"),
         ("client/weft_client/messages.py", "import weft_server"),

@@ -105,6 +105,19 @@ def test_export_for_peft_refuses_it_by_name_and_writes_nothing(tmp_path: Path) -
         peft_format.to_peft("bottleneck", BOTTLENECK, BASE)
 
 
+def test_pulling_one_again_fetches_nothing(
+    registry: EmbeddedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = str(published(registry, write(tmp_path / "made", "bottleneck", BOTTLENECK), "acme/one"))
+    version = pull(registry, reference, tmp_path / "out")
+
+    def fetch(*_: object) -> None:
+        pytest.fail("a file was fetched again")
+
+    monkeypatch.setattr(registry, "read_blob", fetch)
+    assert pull(registry, reference, tmp_path / "out").digest == version.digest
+
+
 def test_peft_types_that_are_named_as_supported_are_pefts() -> None:
     with pytest.raises(UnsupportedError) as caught:
         peft_format.kind_of({"peft_type": "NOTHING"})

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.tiny_models import AddedBase
-from weft_trainer import config as configs
 from weft_trainer import train as runs
+from weft_trainer.config import run as configs
 from weft_trainer.progress import QuietReporter
 
 ANSWERS = {"oil": " energy", "film": " culture", "bank": " money", "ship": " trade"}

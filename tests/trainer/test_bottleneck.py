@@ -21,13 +21,13 @@ from weft_registry import artifact
 from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError
 from weft_registry.reference import AdapterName, Reference
 from weft_registry.transfer import open_registry, push
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer
+from weft_trainer.config.adapter import BottleneckOptions, FusionOptions
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS, method_of_kind, over
-from weft_trainer.model import build
-from weft_trainer.options import BottleneckOptions, FusionOptions
-from weft_trainer.parts import Part
+from weft_trainer.methods.parts import Part
+from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
 
 BOTTLENECKS = ("houlsby", "pfeiffer", "parallel")

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
-from weft_trainer import cached_layers
-from weft_trainer.adapted import BareModel
-from weft_trainer.batches import TokenBatches
-from weft_trainer.cached_layers import cache_states
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer, tokenize
-from weft_trainer.model import build
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.batches import TokenBatches
+from weft_trainer.data.rows import read_rows
+from weft_trainer.data.tokenization import BaseTokenizer, tokenize
+from weft_trainer.modeling import cached_layers
+from weft_trainer.modeling.adapted import BareModel
+from weft_trainer.modeling.base import build
+from weft_trainer.modeling.cached_layers import cache_states
 from weft_trainer.progress import QuietReporter
-from weft_trainer.rows import read_rows
 
 WEIGHTS = "adapter_model.safetensors"
 

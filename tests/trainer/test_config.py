@@ -10,9 +10,12 @@ from click.testing import CliRunner
 from weft_client.cli.train import train
 from weft_registry import canonical
 from weft_registry.errors import InvalidInputError, NotFoundError
-from weft_trainer import config as configs
-from weft_trainer import data_config, judging, objective_config, options, templates
-from weft_trainer.options import LoraOptions, LowRankOptions, PrefixOptions
+from weft_trainer.config import adapter as adapter_config
+from weft_trainer.config import data as data_config
+from weft_trainer.config import objective as objective_config
+from weft_trainer.config import run as configs
+from weft_trainer.config.adapter import LoraOptions, LowRankOptions, PrefixOptions
+from weft_trainer.data import judging, templates
 
 MINIMAL = "base: b\nmethod: lora\noutput: out/x\ndata: {train: t.jsonl}\n"
 
@@ -61,6 +64,9 @@ def test_the_method_decides_what_its_block_may_say(file: Path) -> None:
         ("nonsense", "expected KEY=VALUE"),
         ("base.x=1", "'base' is not a group"),
         ("adapter.alpha=0", "adapter.alpha: 0.0, but it must be above 0"),
+        ("adapter.rank_pattern={q_proj: 0}", "adapter.rank_pattern.q_proj: 0; a rank is from 1"),
+        ("adapter.alpha_pattern={q_proj: -1}", "adapter.alpha_pattern.q_proj: -1.0, but it must be above 0"),
+        ("adapter=[]", "adapter: expected a mapping"),
     ],
 )
 def test_a_wrong_override_is_refused_by_name(file: Path, override: str, says: str) -> None:
@@ -220,6 +226,29 @@ def test_a_file_that_is_not_there_or_not_yaml_is_refused(tmp_path: Path) -> None
         configs.load(tmp_path / "bad.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("base: b\n\tmethod: lora\n", r"bad\.yaml:2:1: not YAML: .*'\\t'"),
+        ("a: [", r"bad\.yaml:1:5: not YAML: "),
+        ("a: !!python/object/apply:os.getcwd []\n", r"bad\.yaml:1:4: not YAML: .*python/object"),
+        ("a: &a {b: *a}\n", "an alias within what it stands for"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+    ],
+)
+def test_what_is_not_yaml_is_one_line_that_says_where(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=says) as caught:
+        configs.load(path)
+    assert "\n" not in caught.value.message
+
+
+def test_a_network_that_is_multiplied_by_zero_is_refused(file: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"adapter\.scaling: 0"):
+        configs.load(file, ["method=houlsby", "adapter.scaling=0"])
+
+
 def test_the_digest_follows_the_configuration(file: Path) -> None:
     config = configs.load(file)
     assert canonical.loads(canonical.dumps(config.as_json()), "config")["training"]["learning_rate"] == "0.001"
@@ -227,7 +256,7 @@ def test_the_digest_follows_the_configuration(file: Path) -> None:
     assert configs.load(file, ["training.seed=1"]).digest() != config.digest()
 
 
-@pytest.mark.parametrize("module", [configs, data_config, judging, objective_config, options, templates])
+@pytest.mark.parametrize("module", [configs, data_config, adapter_config, objective_config, judging, templates])
 def test_every_field_is_documented(module: object) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text())  # type: ignore[attr-defined]
     for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):

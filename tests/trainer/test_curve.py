@@ -10,9 +10,10 @@ import pytest
 
 from tests.tiny_models import AddedBase
 from weft_registry import artifact as artifacts
-from weft_trainer.config import TrainConfig
-from weft_trainer.curve import History, loss_curve
-from weft_trainer.raster import Canvas
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.output.curve import loss_curve
+from weft_trainer.output.raster import Canvas
+from weft_trainer.training.history import History
 
 BLUE, ORANGE = (31, 119, 180), (214, 90, 20)
 

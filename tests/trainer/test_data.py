@@ -13,8 +13,10 @@ from tests.tiny_models import AddedBase
 from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
 from weft_server.tokenizer import Tokenizer
-from weft_trainer.data import BaseTokenizer, Example, tokenize
-from weft_trainer.rows import Message, Row, choose, hold_out, read_rows
+from weft_trainer.config.data import FORMATS
+from weft_trainer.data.formats import READERS
+from weft_trainer.data.rows import Message, Row, choose, hold_out, read_rows
+from weft_trainer.data.tokenization import BaseTokenizer, Example, tokenize
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -169,6 +171,37 @@ def test_dropped_records_are_counted_by_reason_with_their_lines(tmp_path: Path, 
         read_rows(write(tmp_path / "none.jsonl", {"x": 1}, {"y": 1}), "train", invalid="drop")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"prompt": "a \\ud83d b", "completion": "c"}', r"d\.jsonl:1: not text: \\ud83d is half of a character"),
+        ('[{"prompt": "a", "completion": "\\ude00"}]', r"d\.jsonl:1: not text: \\ude00 is half of a character"),
+        ('{"prompt": ' + "[" * 100_000, r"d\.jsonl:1: not JSON"),
+        ("[" * 100_000, r"d\.jsonl:1: not a JSON array"),
+    ],
+)
+def test_what_no_tokenizer_or_parser_can_read_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=says):
+        read_rows(path, "train")
+
+
+def test_a_character_that_json_escapes_in_two_halves_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"prompt": "\U0001f600", "completion": " b"})
+    assert "\\ud83d\\ude00" in path.read_text()
+    assert read_rows(path, "train").rows == (Row("\U0001f600", " b"),)
+
+
+def test_only_who_can_drop_records_is_told_that_they_can_be(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": " b"}, {"prompt": 3})
+    with pytest.raises(InvalidInputError, match=r"data\.invalid=drop"):
+        read_rows(path, "train", invalid="error")
+    with pytest.raises(InvalidInputError) as caught:
+        read_rows(path, "eval")
+    assert "data.invalid" not in caught.value.message
+
+
 def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         read_rows(tmp_path / "none.jsonl", "train")
@@ -312,3 +345,7 @@ def test_the_end_token_is_one_that_a_server_stops_at(tiny_base: Callable[..., Ad
     directory = tiny_base("llama").stored.tokenizer_dir
     assert BaseTokenizer(directory, (2, 0)).eos == 2
     assert BaseTokenizer(directory, (7,)).eos == 7
+
+
+def test_every_format_that_a_configuration_may_name_is_read() -> None:
+    assert set(FORMATS) == READERS.keys()

@@ -16,11 +16,15 @@ from tests.trainer.oracles import BATCH, LABELS, dense_model
 from weft_registry import artifact
 from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError, NotFoundError
-from weft_trainer import config as configs
-from weft_trainer.adapted import BareModel
-from weft_trainer.batches import PackedBatches, TokenBatches
-from weft_trainer.data import Example
-from weft_trainer.distill import (
+from weft_trainer.config import run as configs
+from weft_trainer.config.adapter import LoraOptions
+from weft_trainer.config.objective import DistillOptions
+from weft_trainer.data.batches import PackedBatches, TokenBatches
+from weft_trainer.data.tokenization import Example
+from weft_trainer.methods import METHODS
+from weft_trainer.modeling.adapted import BareModel
+from weft_trainer.modeling.base import build
+from weft_trainer.objectives.distill import (
     Distillation,
     TaughtBatches,
     Top,
@@ -29,10 +33,6 @@ from weft_trainer.distill import (
     teacher_logits,
     top_divergence,
 )
-from weft_trainer.methods import METHODS
-from weft_trainer.model import build
-from weft_trainer.objective_config import DistillOptions
-from weft_trainer.options import LoraOptions
 from weft_trainer.progress import QuietReporter
 
 Make = Callable[..., configs.TrainConfig]

@@ -13,15 +13,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
-from tests.trainer.oracles import BATCH, LABELS, dense_model
+from tests.trainer.oracles import BATCH, assert_peft_gradients, dense_model
 from weft_adapters.int4 import Int4Linear
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer
+from weft_trainer.config.adapter import LoraOptions
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS
 from weft_trainer.methods.dora import DoraLinear
-from weft_trainer.model import build
-from weft_trainer.options import LoraOptions
+from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
 
 OPTIONS = LoraOptions(r=4, alpha=6.0, layers=(1,), rank_pattern={"q_proj": 2}, alpha_pattern={"up_proj": 3.0})
@@ -59,20 +59,12 @@ def test_loss_and_gradients_are_stock_pefts(arch: str, dense: bool, tiny_base: C
     loaded: Any = peft.set_peft_model_state_dict(theirs, tensors)
     assert not loaded.unexpected_keys
 
-    loss = ours(**BATCH, labels=LABELS)["loss"]
-    wanted = theirs(**BATCH, labels=LABELS).loss
-    torch.testing.assert_close(loss, wanted)
-    loss.backward()
-    wanted.backward()
-    found = {n: p.grad for n, p in ours.named_parameters() if p.requires_grad}
-    oracle = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
-    assert len(found) == len(oracle) == len(tensors)
-    for name, grad in oracle.items():
+    def own(name: str) -> str:
         # PEFT keeps A, B and the magnitude in modules by adapter.
-        own = name.removeprefix("base_model.model.").replace(".default", "")
-        own = own.removesuffix(".weight") if MAGNITUDE in own else own
-        (match,) = [n for n in found if n.endswith(own)]
-        torch.testing.assert_close(found[match], grad, atol=1e-6, rtol=1e-3)
+        name = name.removeprefix("base_model.model.").replace(".default", "")
+        return name.removesuffix(".weight") if MAGNITUDE in name else name
+
+    assert_peft_gradients(ours, theirs, len(tensors), own)
 
 
 def test_dropout_acts_where_stock_pefts_does(deep_base: AddedBase) -> None:

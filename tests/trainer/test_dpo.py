@@ -19,15 +19,15 @@ from tests.trainer.oracles import dense_model
 from weft_adapters.base import StoredBase
 from weft_registry import artifact
 from weft_registry.errors import InvalidInputError
-from weft_trainer import config as configs
-from weft_trainer.adapted import AdaptedModel, BareModel
-from weft_trainer.batches import TokenBatches
-from weft_trainer.data import BaseTokenizer, Example
-from weft_trainer.dpo import Dpo, PairBatches, completion_logps, score_pairs
+from weft_trainer.config import run as configs
+from weft_trainer.config.adapter import LoraOptions
+from weft_trainer.data.batches import TokenBatches
+from weft_trainer.data.pairs import read_pair, read_pairs, tokenize_pairs
+from weft_trainer.data.tokenization import BaseTokenizer, Example
 from weft_trainer.methods import METHODS
-from weft_trainer.model import build
-from weft_trainer.options import LoraOptions
-from weft_trainer.pairs import read_pair, read_pairs, tokenize_pairs
+from weft_trainer.modeling.adapted import AdaptedModel, BareModel
+from weft_trainer.modeling.base import build
+from weft_trainer.objectives.dpo import Dpo, PairBatches, completion_logps, score_pairs
 from weft_trainer.progress import QuietReporter
 
 Make = Callable[..., configs.TrainConfig]

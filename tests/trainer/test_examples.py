@@ -9,8 +9,8 @@ import pytest
 
 from tests.tiny_models import AddedBase
 from weft_registry import artifact
-from weft_trainer import config as configs
 from weft_trainer import train as runs
+from weft_trainer.config import run as configs
 from weft_trainer.methods import METHODS
 from weft_trainer.progress import QuietReporter
 

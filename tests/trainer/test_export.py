@@ -11,7 +11,7 @@ from weft_registry import artifact as artifacts
 from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError
 from weft_registry.validation import validate
-from weft_trainer.config import TrainConfig
+from weft_trainer.config.run import TrainConfig
 
 ADAPTERS = {
     "lora": {"r": 4, "layers": "top:1", "rank_pattern": {"q_proj": 2}},

@@ -20,13 +20,13 @@ from weft_adapters.int4 import Int4Linear
 from weft_registry import artifact as artifacts
 from weft_registry.errors import InvalidInputError
 from weft_registry.validation import validate
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer
+from weft_trainer.config.adapter import ExtractOptions, FullOptions
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS
 from weft_trainer.methods.full import FullModel
-from weft_trainer.model import build
-from weft_trainer.options import ExtractOptions, FullOptions
+from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
 
 MakeConfig = Callable[..., TrainConfig]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from weft_trainer.galore import GaLoreAdamW, projection
+from weft_trainer.methods.galore_optimizer import GaLoreAdamW, projection
 
 RATE, DECAY, SCALE, GAP, RANK = 0.01, 0.1, 0.5, 3, 4
 

@@ -12,14 +12,14 @@ import torch
 from peft import PeftModel
 
 from tests.tiny_models import AddedBase
-from tests.trainer.oracles import BATCH, LABELS, dense_model
+from tests.trainer.oracles import BATCH, assert_peft_gradients, dense_model
 from weft_registry.errors import InvalidInputError
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer
+from weft_trainer.config.adapter import Ia3Options
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS
-from weft_trainer.model import build
-from weft_trainer.options import Ia3Options
+from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
 
 
@@ -44,17 +44,9 @@ def test_loss_and_gradients_are_stock_pefts(arch: str, dense: bool, tiny_base: C
     loaded: Any = peft.set_peft_model_state_dict(theirs, tensors)
     assert not loaded.unexpected_keys
 
-    loss = ours(**BATCH, labels=LABELS)["loss"]
-    wanted = theirs(**BATCH, labels=LABELS).loss
-    torch.testing.assert_close(loss, wanted)
-    loss.backward()
-    wanted.backward()
-    found = {n: p.grad for n, p in ours.named_parameters() if p.requires_grad}
-    oracle = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
-    assert len(found) == len(oracle) == len(tensors)
-    for name, grad in oracle.items():
-        (match,) = [n for n in found if n.endswith(name.removeprefix("base_model.model.").removesuffix(".default"))]
-        torch.testing.assert_close(found[match], grad, atol=1e-6, rtol=1e-3)
+    assert_peft_gradients(
+        ours, theirs, len(tensors), lambda name: name.removeprefix("base_model.model.").removesuffix(".default")
+    )
 
 
 def test_the_default_is_the_papers_keys_values_and_inner_activations(deep_base: AddedBase) -> None:

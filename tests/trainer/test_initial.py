@@ -14,17 +14,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
-from tests.trainer.oracles import BATCH, LABELS, dense_model
+from tests.trainer.oracles import BATCH, backward_as_peft, dense_model
 from weft_registry import artifact, peft_format
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.low_rank import LowRankParams
-from weft_trainer import initial, targets
-from weft_trainer.config import TrainConfig, parse
-from weft_trainer.data import BaseTokenizer
+from weft_trainer.config.adapter import LoraOptions
+from weft_trainer.config.run import TrainConfig, parse
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
-from weft_trainer.methods import METHODS
-from weft_trainer.model import build
-from weft_trainer.options import LoraOptions
+from weft_trainer.methods import METHODS, initial, targets
+from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
 
 SHARED: dict[str, Any] = {
@@ -42,15 +41,11 @@ def attached(base: AddedBase, options: LoraOptions, method: str = "lora") -> Any
     return made.attach(build(base.stored, torch.float32), params, options, tokenizer)
 
 
-@pytest.mark.parametrize("use_rslora", [False, True])
-@pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_the_first_factors_are_stock_pefts(init: str, use_rslora: bool, tiny_base: Callable[..., AddedBase]) -> None:
-    base = tiny_base()
-    options = LoraOptions(init=init, use_rslora=use_rslora, **SHARED)
-    trained = targets.resolve(options, base.stored.spec)
-    theirs: Any = peft.get_peft_model(
+def stock_peft(base: AddedBase, trained: LowRankParams, init: str, use_rslora: bool) -> Any:
+    return peft.get_peft_model(
         dense_model(base),
         peft.LoraConfig(
+            task_type="CAUSAL_LM",
             r=4,
             lora_alpha=6,
             use_rslora=use_rslora,
@@ -60,6 +55,15 @@ def test_the_first_factors_are_stock_pefts(init: str, use_rslora: bool, tiny_bas
             alpha_pattern=dict(trained.alpha_pattern),
         ),
     )
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_first_factors_are_stock_pefts(init: str, use_rslora: bool, tiny_base: Callable[..., AddedBase]) -> None:
+    base = tiny_base()
+    options = LoraOptions(init=init, use_rslora=use_rslora, **SHARED)
+    trained = targets.resolve(options, base.stored.spec)
+    theirs = stock_peft(base, trained, init, use_rslora)
     found = dict(initial.starts(options, base.stored, trained))
     assert found.keys() == set(trained.target_modules)
     for module, start in found.items():
@@ -81,19 +85,7 @@ def test_training_is_stock_pefts_beside_the_rest_of_the_weight(
     base = tiny_base()
     ours = attached(base, LoraOptions(init=init, use_rslora=use_rslora, **SHARED))
     trained = targets.resolve(LoraOptions(use_rslora=use_rslora, **SHARED), base.stored.spec)
-    theirs: Any = peft.get_peft_model(
-        dense_model(base),
-        peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=4,
-            lora_alpha=6,
-            use_rslora=use_rslora,
-            init_lora_weights=init,
-            target_modules=list(trained.target_modules),
-            rank_pattern=dict(trained.rank_pattern),
-            alpha_pattern=dict(trained.alpha_pattern),
-        ),
-    )
+    theirs = stock_peft(base, trained, init, use_rslora)
     generator = torch.Generator().manual_seed(0)
     pairs = {}
     for name, parameter in ours.named_parameters():
@@ -112,11 +104,7 @@ def test_training_is_stock_pefts_beside_the_rest_of_the_weight(
             start = layer.started
             product = layer.scaling["default"] * start.get_buffer("b_Nr") @ start.get_buffer("a_rK")
             torch.testing.assert_close(product, weight, atol=1e-5, rtol=1e-4)
-    loss = ours(**BATCH, labels=LABELS)["loss"]
-    wanted = theirs(**BATCH, labels=LABELS).loss
-    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-4)
-    loss.backward()
-    wanted.backward()
+    backward_as_peft(ours, theirs, rtol=1e-4, atol=1e-4)
     for parameter, other in pairs.values():
         torch.testing.assert_close(parameter.grad, other.grad, atol=2e-5, rtol=1e-2)
 

@@ -15,11 +15,11 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tests.tiny_models import AddedBase
 from weft_registry.errors import PreconditionError
-from weft_trainer import journal
 from weft_trainer import train as runs
-from weft_trainer.config import TrainConfig
-from weft_trainer.journal import JsonLines
+from weft_trainer.config.run import TrainConfig
 from weft_trainer.progress import ConsoleReporter
+from weft_trainer.training import journal
+from weft_trainer.training.journal import JsonLines
 
 MakeConfig = Callable[..., TrainConfig]
 Run = Callable[[TrainConfig, AddedBase], Path]
@@ -135,7 +135,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
 def test_what_is_logged_is_in_the_file_before_the_process_ends(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, signal, sys\n"
-        "from weft_trainer.journal import JsonLines\n"
+        "from weft_trainer.training.journal import JsonLines\n"
         "JsonLines(pathlib.Path(sys.argv[1]), from_step=0).write(1, {'loss': 3.0})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

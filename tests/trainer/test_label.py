@@ -13,12 +13,12 @@ from tests.tiny_models import AddedBase
 from tests.trainer.oracles import dense_model
 from weft_client.cli.app import app
 from weft_registry.errors import AlreadyExistsError, InvalidInputError
-from weft_trainer import config as configs
 from weft_trainer import label as labelling
-from weft_trainer.data import BaseTokenizer
-from weft_trainer.judging import JudgeTemplate, Labels, load_template
+from weft_trainer.config import run as configs
+from weft_trainer.data.judging import JudgeTemplate, Labels, load_template
+from weft_trainer.data.pairs import read_pairs
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.label import Labelled
-from weft_trainer.pairs import read_pairs
 from weft_trainer.progress import QuietReporter
 
 ROWS = [

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from tests.tiny_models import AddedBase
 from weft_registry import artifact as artifacts
 from weft_registry.errors import InvalidInputError, NotFoundError
-from weft_trainer import checkpoints
 from weft_trainer import train as runs
-from weft_trainer.config import TrainConfig
+from weft_trainer.config.run import TrainConfig
 from weft_trainer.progress import QuietReporter, Task
+from weft_trainer.training import checkpoints
 
 Run = Callable[[TrainConfig, AddedBase], Path]
 METHODS = {

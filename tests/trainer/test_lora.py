@@ -13,12 +13,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
-from tests.trainer.oracles import BATCH, LABELS, dense_model
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer
+from tests.trainer.oracles import BATCH, assert_peft_gradients, dense_model
+from weft_trainer.config.adapter import LoraOptions
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods import METHODS
-from weft_trainer.model import build
-from weft_trainer.options import LoraOptions
+from weft_trainer.modeling.base import build
 
 OPTIONS = LoraOptions(
     r=4, alpha=6.0, layers=(1, 2), rank_pattern={"q_proj": 2}, alpha_pattern={"model.layers.2.mlp.up_proj": 3.0}
@@ -49,18 +49,7 @@ def test_loss_and_gradients_are_stock_pefts(deep_base: AddedBase, rslora: bool, 
     ours.restore(tensors)
     peft.set_peft_model_state_dict(theirs, tensors)
 
-    loss = ours(**BATCH, labels=LABELS)["loss"]
-    # Padding is on the right, so that PEFT's loss over the same labels is over the same four tokens.
-    wanted = theirs(**BATCH, labels=LABELS).loss
-    torch.testing.assert_close(loss, wanted)
-    loss.backward()
-    wanted.backward()
-    found = {n: p.grad for n, p in ours.named_parameters() if p.requires_grad}
-    oracle = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
-    assert len(found) == len(oracle) == len(tensors)
-    for name, grad in oracle.items():
-        (match,) = [n for n in found if n.endswith(name)]
-        torch.testing.assert_close(found[match], grad, atol=1e-6, rtol=1e-3)
+    assert_peft_gradients(ours, theirs, len(tensors))
 
 
 def test_a_trained_adapter_loads_in_stock_peft_with_equal_logits(

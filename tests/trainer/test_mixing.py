@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from weft_registry.errors import InvalidInputError
-from weft_trainer.mixing import mixture
+from weft_trainer.data.mixing import mixture
 
 
 def test_without_weights_an_epoch_is_everything_once() -> None:

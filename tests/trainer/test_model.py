@@ -9,7 +9,7 @@ from torch import nn
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import BATCH, dense_model
 from weft_adapters.int4 import Int4Linear
-from weft_trainer.model import build, layer_of, shift_layer
+from weft_trainer.modeling.base import build, layer_of, shift_layer
 
 
 @pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])

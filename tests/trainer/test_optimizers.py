@@ -11,8 +11,8 @@ from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
 from tests.tiny_models import AddedBase
 from weft_registry import artifact as artifacts
 from weft_registry.errors import InvalidInputError, PreconditionError
-from weft_trainer import optimizers
-from weft_trainer.config import OPTIMIZERS, TrainConfig
+from weft_trainer.config.run import OPTIMIZERS, TrainConfig
+from weft_trainer.training import optimizers
 
 MakeConfig = Callable[..., TrainConfig]
 Run = Callable[[TrainConfig, AddedBase], Path]

@@ -13,25 +13,22 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
-from tests.trainer.oracles import BATCH, LABELS, dense_model
+from tests.trainer import oracles
+from tests.trainer.oracles import BATCH, LABELS, assert_encoder_gradients, dense_model
 from weft_registry import artifact as artifacts
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer
+from weft_trainer.config.adapter import PTuningV2Options
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS, method_of_kind
-from weft_trainer.model import build
-from weft_trainer.options import PTuningV2Options
+from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
 
 TENSOR = "prompt_embeddings"
 
 
 def attach(base: AddedBase, options: PTuningV2Options) -> Any:
-    torch.manual_seed(0)
-    tokenizer = BaseTokenizer(base.stored.tokenizer_dir)
-    method = METHODS["p_tuning_v2"]
-    params = method.params(options, base.stored.spec, tokenizer)
-    return method.attach(build(base.stored, torch.float32), params, options, tokenizer)
+    return oracles.attach(base, "p_tuning_v2", options)
 
 
 def test_loss_and_gradients_are_stock_pefts(deep_base: AddedBase) -> None:
@@ -39,13 +36,7 @@ def test_loss_and_gradients_are_stock_pefts(deep_base: AddedBase) -> None:
     theirs: Any = peft.get_peft_model(
         dense_model(deep_base), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     )
-    theirs.prompt_encoder["default"].load_state_dict(ours.encoder.state_dict())
-    loss, wanted = ours(**BATCH, labels=LABELS)["loss"], theirs(**BATCH, labels=LABELS).loss
-    torch.testing.assert_close(loss, wanted)
-    loss.backward()
-    wanted.backward()
-    grad = theirs.prompt_encoder["default"].embedding.weight.grad
-    torch.testing.assert_close(ours.encoder.embedding.weight.grad, grad, atol=1e-6, rtol=1e-3)
+    assert_encoder_gradients(ours, theirs)
 
 
 def test_every_layer_has_a_prompt_and_nothing_else_is_trained(deep_base: AddedBase) -> None:

@@ -17,16 +17,16 @@ from tests.tiny_models import AddedBase
 from weft_registry import artifact as artifacts
 from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError
-from weft_trainer import config as configs
-from weft_trainer.adapted import AdaptedModel
-from weft_trainer.batches import IGNORE, PackedBatches, TokenBatches
-from weft_trainer.cached_layers import cache_states
-from weft_trainer.config import PACKABLE, TrainConfig
-from weft_trainer.data import BaseTokenizer, Example
+from weft_trainer.config import run as configs
+from weft_trainer.config.run import PACKABLE, TrainConfig
+from weft_trainer.data.batches import IGNORE, PackedBatches, TokenBatches
+from weft_trainer.data.mixing import mixture
+from weft_trainer.data.packing import pack, plan
+from weft_trainer.data.tokenization import BaseTokenizer, Example
 from weft_trainer.methods import METHODS
-from weft_trainer.mixing import mixture
-from weft_trainer.model import build
-from weft_trainer.packing import pack, plan
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import build
+from weft_trainer.modeling.cached_layers import cache_states
 from weft_trainer.progress import QuietReporter
 
 Run = Callable[[TrainConfig, AddedBase], Path]

@@ -6,8 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,42 +15,18 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
+from tests.trainer.reporters import Heard, send
 from weft_registry import artifact as artifacts
 from weft_registry.errors import PreconditionError
 from weft_trainer import parallel
 from weft_trainer import train as runs
-from weft_trainer.config import TrainConfig
-from weft_trainer.progress import QuietReporter, Task
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.progress import QuietReporter
 
 MakeConfig = Callable[..., TrainConfig]
 Run = Callable[[TrainConfig, AddedBase], Path]
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-
-
-class Heard(QuietReporter):
-    """Keeps what a run reports; sends this process a signal when `training` has come to step `stop_at`."""
-
-    def __init__(self, stop_at: int = 0) -> None:
-        self.messages: list[str] = []
-        self.steps = 0
-        self._stop_at = stop_at
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Task]:
-        with super().task(label, total) as task:
-            yield self if label.startswith("training") else task
-
-    def advance(self, steps: int = 1, note: str | None = None) -> None:
-        self.steps += steps
-        if self.steps == self._stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def skip(self, steps: int) -> None:
-        self.steps += steps
 
 
 def losses(config: TrainConfig) -> dict[int, float]:
@@ -96,7 +71,7 @@ def test_two_processes_stop_and_resume_bit_for_bit(deep_base: AddedBase, make_co
     whole = artifacts.read(runs.train(config, Heard(), deep_base.home)).tensors
     # The step at which the signal arrives depends on when it does; that there is a checkpoint of it does not.
     with pytest.raises(PreconditionError, match=r"after step [1-5] of 6.*--resume") as caught:
-        runs.train(config, Heard(stop_at=1), deep_base.home)
+        runs.train(config, Heard(1, send(signal.SIGTERM)), deep_base.home)
     assert caught.value.metadata["signal"] == str(int(signal.SIGTERM))
     assert not multiprocessing.active_children()
     resumed = replace(config, training=replace(config.training, resume=True))

@@ -13,24 +13,19 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
-from tests.trainer.oracles import BATCH, LABELS, dense_model
+from tests.trainer import oracles
+from tests.trainer.oracles import BATCH, assert_encoder_gradients, dense_model
 from weft_adapters.kinds.kind import MergeRefusedError
 from weft_registry.errors import InvalidInputError
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer
+from weft_trainer.config.adapter import PrefixOptions
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
-from weft_trainer.methods import METHODS
-from weft_trainer.model import build
-from weft_trainer.options import PrefixOptions
 from weft_trainer.progress import QuietReporter
 
 
 def attach(base: AddedBase, options: PrefixOptions) -> Any:
-    torch.manual_seed(0)
-    tokenizer = BaseTokenizer(base.stored.tokenizer_dir)
-    method = METHODS["prefix"]
-    params = method.params(options, base.stored.spec, tokenizer)
-    return method.attach(build(base.stored, torch.float32), params, options, tokenizer)
+    return oracles.attach(base, "prefix", options)
 
 
 @pytest.mark.parametrize("projection", [False, True])
@@ -46,15 +41,7 @@ def test_loss_and_gradients_are_stock_pefts(deep_base: AddedBase, projection: bo
             encoder_hidden_size=spec.num_kv_heads * spec.head_dim,
         ),
     )
-    theirs.prompt_encoder["default"].load_state_dict(ours.encoder.state_dict())
-    loss = ours(**BATCH, labels=LABELS)["loss"]
-    wanted = theirs(**BATCH, labels=LABELS).loss
-    torch.testing.assert_close(loss, wanted)
-    loss.backward()
-    wanted.backward()
-    oracle = dict(theirs.prompt_encoder["default"].named_parameters())
-    for name, parameter in ours.encoder.named_parameters():
-        torch.testing.assert_close(parameter.grad, oracle[name].grad, atol=1e-6, rtol=1e-3)
+    assert_encoder_gradients(ours, theirs)
 
 
 @pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])

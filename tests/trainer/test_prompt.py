@@ -13,27 +13,25 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
-from tests.trainer.oracles import BATCH, LABELS, dense_model
+from tests.trainer import oracles
+from tests.trainer.oracles import BATCH, assert_encoder_gradients, dense_model
 from weft_adapters.kinds.kind import MergeRefusedError
 from weft_registry import artifact as artifacts
 from weft_registry.errors import InvalidInputError
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer
+from weft_trainer.config.adapter import PromptOptions, PTuningOptions
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS
-from weft_trainer.model import build
-from weft_trainer.options import PromptOptions, PTuningOptions
+from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
 
 TENSOR = "prompt_embeddings"
 
 
 def attach(base: AddedBase, options: PromptOptions | PTuningOptions, dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
-    tokenizer = BaseTokenizer(base.stored.tokenizer_dir)
-    method = METHODS["prompt_tuning" if isinstance(options, PromptOptions) else "p_tuning"]
-    params = method.params(options, base.stored.spec, tokenizer)
-    return method.attach(build(base.stored, dtype), params, options, tokenizer)
+    method = "prompt_tuning" if isinstance(options, PromptOptions) else "p_tuning"
+    return oracles.attach(base, method, options, dtype)
 
 
 CASES: dict[str, tuple[PromptOptions | PTuningOptions, Callable[[], peft.PromptLearningConfig]]] = {
@@ -64,17 +62,7 @@ def test_loss_and_gradients_are_stock_pefts(deep_base: AddedBase, case: str) -> 
     options, config = CASES[case]
     ours = attach(deep_base, options)
     theirs: Any = peft.get_peft_model(dense_model(deep_base), config())
-    theirs.prompt_encoder["default"].load_state_dict(ours.encoder.state_dict())
-    loss = ours(**BATCH, labels=LABELS)["loss"]
-    wanted = theirs(**BATCH, labels=LABELS).loss
-    torch.testing.assert_close(loss, wanted)
-    loss.backward()
-    wanted.backward()
-    oracle = dict(theirs.prompt_encoder["default"].named_parameters())
-    assert oracle
-    for name, parameter in ours.encoder.named_parameters():
-        assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, oracle[name].grad, atol=1e-6, rtol=1e-3)
+    assert_encoder_gradients(ours, theirs)
 
 
 def test_the_base_is_frozen_and_only_the_prompt_is_trained(deep_base: AddedBase) -> None:

@@ -12,7 +12,7 @@ import torch
 from tests.tiny_models import AddedBase
 from weft_adapters.int4 import Int4Linear
 from weft_registry.errors import InvalidInputError
-from weft_trainer.config import TrainConfig
+from weft_trainer.config.run import TrainConfig
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods.qalora import QaLoraLinear
 from weft_trainer.progress import QuietReporter

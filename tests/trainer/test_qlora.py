@@ -13,14 +13,14 @@ from tests.tiny_models import AddedBase
 from tests.trainer.oracles import BATCH, LABELS
 from weft_registry import artifact
 from weft_registry.errors import InvalidInputError, PreconditionError
-from weft_trainer import nf4
-from weft_trainer import train as runs
-from weft_trainer.config import TrainConfig, parse
-from weft_trainer.data import BaseTokenizer
+from weft_trainer.config.adapter import QLoraOptions
+from weft_trainer.config.run import TrainConfig, parse
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods import METHODS, method_of_kind
-from weft_trainer.model import build
-from weft_trainer.options import QLoraOptions
+from weft_trainer.modeling import nf4
+from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
+from weft_trainer.run import run
 
 
 def test_qlora_on_int4_is_lora_to_the_bit_and_makes_a_lora(
@@ -44,11 +44,11 @@ def test_nf4_is_refused_before_anything_is_loaded_where_it_cannot_be_computed(mo
     config = parse({**document, "adapter": {"quantization": "nf4"}})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(PreconditionError, match=r"nf4 .* GPU.*quantization: int4"):
-        runs.run(config, QuietReporter())
+        run(config, QuietReporter())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(nf4, "find_spec", lambda name: None)
     with pytest.raises(PreconditionError, match=r"nf4 .* bitsandbytes.*quantization: int4"):
-        runs.run(config, QuietReporter())
+        run(config, QuietReporter())
 
 
 def test_settings_that_nf4_would_ignore_are_refused() -> None:

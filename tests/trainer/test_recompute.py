@@ -10,13 +10,13 @@ from torch import Tensor
 
 from tests.tiny_models import AddedBase
 from weft_registry import artifact as artifacts
-from weft_trainer.batches import TokenBatches
-from weft_trainer.config import TrainConfig
-from weft_trainer.data import BaseTokenizer, Example
+from weft_trainer.config.adapter import LoraOptions
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.batches import TokenBatches
+from weft_trainer.data.tokenization import BaseTokenizer, Example
 from weft_trainer.methods import METHODS
-from weft_trainer.model import build
-from weft_trainer.options import LoraOptions
-from weft_trainer.recompute import recompute_layers
+from weft_trainer.modeling.base import build
+from weft_trainer.modeling.recompute import recompute_layers
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "dropout": 0.3},

@@ -16,8 +16,8 @@ from weft_adapters.base.load import StoredBase
 from weft_adapters.base.quantize import quantize
 from weft_adapters.kinds.kind import Adapter
 from weft_registry.errors import AlreadyExistsError, InvalidInputError, UnsupportedError
-from weft_trainer.calibration import calibrate
-from weft_trainer.model import build
+from weft_trainer.modeling.base import build
+from weft_trainer.modeling.calibration import calibrate
 from weft_trainer.progress import QuietReporter
 from weft_trainer.requantize import requantize, sequences
 

@@ -4,12 +4,12 @@ import torch
 
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import dense_model
-from weft_trainer.adapted import BareModel
-from weft_trainer.batches import TokenBatches
-from weft_trainer.data import Example
-from weft_trainer.model import build
+from weft_trainer.data.batches import TokenBatches
+from weft_trainer.data.tokenization import Example
+from weft_trainer.modeling.adapted import BareModel
+from weft_trainer.modeling.base import build
+from weft_trainer.objectives.score import score
 from weft_trainer.progress import QuietReporter
-from weft_trainer.score import score
 
 
 def test_exact_match_counts_what_greedy_generation_reproduces(deep_base: AddedBase) -> None:

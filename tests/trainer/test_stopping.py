@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,50 +18,21 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
+from tests.trainer.reporters import Heard, send
 from weft_registry import artifact as artifacts
 from weft_registry.errors import ExhaustedError, InvalidInputError, PreconditionError
-from weft_trainer import checkpoints, memory
 from weft_trainer import train as runs
-from weft_trainer.adapted import AdaptedModel
-from weft_trainer.adapter_trainer import AdapterTrainer
-from weft_trainer.best import Best
-from weft_trainer.config import TrainConfig
-from weft_trainer.progress import QuietReporter, Task
-from weft_trainer.rank import Rank
-from weft_trainer.score import Part, Score
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.objectives.score import Part, Score
+from weft_trainer.training import checkpoints, memory
+from weft_trainer.training.adapter_trainer import AdapterTrainer
+from weft_trainer.training.best import Best
+from weft_trainer.training.rank import Rank
 
 MakeConfig = Callable[..., TrainConfig]
 Run = Callable[[TrainConfig, AddedBase], Path]
 BEGIN = AdapterTrainer.__init__
-
-
-class At(QuietReporter):
-    """Does something when the training task has come to `step`, once; keeps what is reported."""
-
-    def __init__(self, step: int, action: Callable[[], None]) -> None:
-        self._step, self._action = step, action
-        self._done = 0
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Task]:
-        with super().task(label, total) as task:
-            yield self if label.startswith("training") else task
-
-    def advance(self, steps: int = 1, note: str | None = None) -> None:
-        self._done += steps
-        if self._done == self._step:
-            self._action()
-
-    def skip(self, steps: int) -> None:
-        self._done += steps
-
-
-def send(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, losses: Iterator[float]) -> None:
@@ -86,7 +56,7 @@ def test_a_signal_saves_a_checkpoint_that_the_run_resumes_from_bit_for_bit(
     config = make_config(deep_base, "lora", {"r": 4, "dropout": 0.2}, eval_every=2, early_stopping_patience=9)
     whole = artifacts.read(run(config, deep_base))
     before = signal.getsignal(number)
-    report = At(4, send(number))
+    report = Heard(4, send(number))
     with pytest.raises(PreconditionError, match=r"after step 4 of 6.*checkpoint-4.*--resume") as caught:
         runs.train(config, report, deep_base.home)
     assert caught.value.reason == "INTERRUPTED"
@@ -127,14 +97,14 @@ def test_a_second_signal_ends_the_run_at_once(deep_base: AddedBase, make_config:
 
     config = make_config(deep_base, "lora", {"r": 4})
     with pytest.raises(KeyboardInterrupt):
-        runs.train(config, At(2, twice), deep_base.home)
+        runs.train(config, Heard(2, twice), deep_base.home)
     assert not config.checkpoints.exists()
 
 
 def test_a_signal_during_the_last_step_changes_nothing(deep_base: AddedBase, make_config: MakeConfig, run: Run) -> None:
     config = make_config(deep_base, "lora", {"r": 4})
     whole = artifacts.read(run(config, deep_base)).tensors
-    assert artifacts.read(runs.train(config, At(6, send(signal.SIGTERM)), deep_base.home)).tensors == whole
+    assert artifacts.read(runs.train(config, Heard(6, send(signal.SIGTERM)), deep_base.home)).tensors == whole
 
 
 def test_early_stopping_keeps_the_parameters_of_the_lowest_held_out_loss(
@@ -164,7 +134,7 @@ def test_the_best_parameters_survive_a_resumption(
     whole = artifacts.read(run(config, deep_base))
     measure(monkeypatch, iter([3.0, 2.0, 2.5]))
     with pytest.raises(PreconditionError, match="after step 4"):
-        runs.train(config, At(4, send(signal.SIGTERM)), deep_base.home)
+        runs.train(config, Heard(4, send(signal.SIGTERM)), deep_base.home)
     measure(monkeypatch, iter([2.6, 2.7, 2.8]))
     again = artifacts.read(run(resumed(config), deep_base))
     assert again.provenance["steps"] == whole.provenance["steps"] == 2

@@ -4,8 +4,8 @@ import pytest
 
 from tests.tiny_models import AddedBase
 from weft_registry.errors import InvalidInputError
-from weft_trainer.options import LowRankOptions
-from weft_trainer.targets import lowest_layer, resolve
+from weft_trainer.config.adapter import LowRankOptions
+from weft_trainer.methods.targets import lowest_layer, resolve
 
 
 def test_all_means_every_linear(deep_base: AddedBase) -> None:
@@ -40,7 +40,10 @@ def test_a_full_name_decides_over_a_last_part(deep_base: AddedBase) -> None:
         (LowRankOptions(layers="top:9"), "from 1 to 4"),
         (LowRankOptions(layers="bottom"), 'expected "all"'),
         (LowRankOptions(layers=(7,)), "no layer 7"),
-        (LowRankOptions(target_modules=("q_proj",), rank_pattern={"v_proj": 2}), "adapter.rank_pattern: 'v_proj'"),
+        (
+            LowRankOptions(target_modules=("q_proj",), rank_pattern={"v_proj": 2}),
+            "adapter.rank_pattern: 'v_proj' is no linear module among those adapted; did you mean 'q_proj'",
+        ),
         (LowRankOptions(target_modules=("model.layers.0.mlp.up_proj",), layers="top:1"), "no module in common"),
     ],
 )

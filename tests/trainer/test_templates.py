@@ -11,11 +11,11 @@ from tests.tiny_models import AddedBase
 from weft_registry import artifact as artifacts
 from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError
-from weft_trainer import config as configs
-from weft_trainer.config import TrainConfig
-from weft_trainer.formats import Message, Row
-from weft_trainer.records import read_records
-from weft_trainer.templates import FieldRecords, load_templates
+from weft_trainer.config import run as configs
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.data.formats import Message, Row
+from weft_trainer.data.records import read_records
+from weft_trainer.data.templates import FieldRecords, load_templates
 
 FILE = """\
 words: {label: {"0": "no", "1": "yes"}}

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
-from weft_trainer import config as configs
+from weft_trainer.config import run as configs
 
 if TYPE_CHECKING:
+    import torch
+
     from weft_trainer.label import Labelled
     from weft_trainer.progress import Reporter
 
@@ -54,12 +56,9 @@ def evaluate_artifact(
 
     quiet_transformers()
     from weft_trainer import evaluate as scoring
-    from weft_trainer.train import DTYPES
 
-    if dtype not in DTYPES:
-        raise InvalidInputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     result = scoring.evaluate(
-        artifact, data, report or ConsoleReporter(), base=base, merged=merged, dtype=DTYPES[dtype], rows=rows
+        artifact, data, report or ConsoleReporter(), base=base, merged=merged, dtype=_dtype(dtype), rows=rows
     )
     return {"loss": result.loss, "exact_match": result.exact_match, "examples": result.examples}
 
@@ -114,11 +113,8 @@ def label_pairs(
 
     quiet_transformers()
     from weft_trainer import label as run
-    from weft_trainer.judging import load_template
-    from weft_trainer.train import DTYPES
+    from weft_trainer.data.judging import load_template
 
-    if dtype not in DTYPES:
-        raise InvalidInputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     return run.label(
         data,
         output,
@@ -128,5 +124,13 @@ def label_pairs(
         merged=merged,
         template=load_template(template) if template is not None else None,
         min_margin=min_margin,
-        dtype=DTYPES[dtype],
+        dtype=_dtype(dtype),
     )
+
+
+def _dtype(name: str) -> torch.dtype:
+    from weft_trainer.modeling.base import DTYPES
+
+    if name not in DTYPES:
+        raise InvalidInputError(f"dtype: {name!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]

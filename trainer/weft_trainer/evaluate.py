@@ -8,12 +8,12 @@ import torch
 
 from weft_registry.errors import InvalidInputError
 from weft_registry.home import Home
-from weft_trainer.batches import TokenBatches
-from weft_trainer.data import BaseTokenizer, tokenize
+from weft_trainer.data.batches import TokenBatches
+from weft_trainer.data.rows import choose, read_rows
+from weft_trainer.data.tokenization import BaseTokenizer, tokenize
+from weft_trainer.methods.worn import base_of, open_base, wear
+from weft_trainer.objectives.score import Score, score
 from weft_trainer.progress import Reporter
-from weft_trainer.rows import choose, read_rows
-from weft_trainer.score import Score, score
-from weft_trainer.worn import base_of, open_base, wear
 
 
 def evaluate(

@@ -24,14 +24,14 @@ from torch.nn import functional as F
 
 from weft_registry.errors import AlreadyExistsError, InvalidInputError
 from weft_registry.home import Home
-from weft_trainer.adapted import AdaptedModel
-from weft_trainer.batches import IGNORE, TokenBatches
-from weft_trainer.data import BaseTokenizer, Example
-from weft_trainer.formats import ROLES
-from weft_trainer.judging import JudgeTemplate, Labels
+from weft_trainer.data.batches import IGNORE, TokenBatches
+from weft_trainer.data.formats import ROLES
+from weft_trainer.data.judging import JudgeTemplate, Labels
+from weft_trainer.data.records import RecordFile, read_records
+from weft_trainer.data.tokenization import BaseTokenizer, Example
+from weft_trainer.methods.worn import open_base, wear
+from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.progress import Reporter
-from weft_trainer.records import RecordFile, read_records
-from weft_trainer.worn import open_base, wear
 
 _BATCH = 16
 _KEYS = ("prompt", "response_a", "response_b")

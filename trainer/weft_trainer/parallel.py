@@ -22,10 +22,10 @@ import torch
 
 from weft_registry.errors import PreconditionError, WeftError
 from weft_registry.home import Home
-from weft_trainer.config import TrainConfig
-from weft_trainer.interrupt import REASON, StopRequest
+from weft_trainer.config.run import TrainConfig
 from weft_trainer.progress import QuietReporter, Reporter, Task
-from weft_trainer.rank import Rank
+from weft_trainer.training.interrupt import REASON, StopRequest
+from weft_trainer.training.rank import Rank
 
 _JOIN_S = 30.0
 
@@ -135,7 +135,7 @@ def _work(rank: Rank, config: TrainConfig, home: Home | None, store: str, sender
     from weft_trainer.quiet import quiet_transformers
 
     quiet_transformers()
-    from weft_trainer import train as runs
+    from weft_trainer.run import run
 
     device = rank.device()
     if device.type == "cuda":
@@ -149,7 +149,7 @@ def _work(rank: Rank, config: TrainConfig, home: Home | None, store: str, sender
         device_id=device if device.type == "cuda" else None,
     )
     try:
-        runs.run(config, _Relay(sender) if rank.writes else QuietReporter(), home, rank)
+        run(config, _Relay(sender) if rank.writes else QuietReporter(), home, rank)
         sender.send(("done",))
     except WeftError as error:
         sender.send(("error", error))

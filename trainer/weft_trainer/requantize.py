@@ -21,11 +21,11 @@ from weft_registry import artifact
 from weft_registry.base import BaseSpec, BaseStore
 from weft_registry.errors import AlreadyExistsError, InvalidInputError
 from weft_registry.home import Home
-from weft_trainer.calibration import calibrate
-from weft_trainer.data import BaseTokenizer, tokenize
+from weft_trainer.data.rows import choose, read_rows
+from weft_trainer.data.tokenization import BaseTokenizer, tokenize
+from weft_trainer.methods.worn import open_base
+from weft_trainer.modeling.calibration import calibrate
 from weft_trainer.progress import Reporter
-from weft_trainer.rows import choose, read_rows
-from weft_trainer.worn import open_base
 
 
 def requantize(

@@ -45,6 +45,20 @@ _OUTSIDE = {
 _PLAIN = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 
 
+def check_grid(name: str, group_size: int, bits: int) -> None:
+    """Raises `InvalidInputError` for a group size or a width that no GGUF file is read with. `name`: of the file."""
+    if group_size != q4.BLOCK:
+        raise InvalidInputError(
+            f"{name}: a GGUF file's groups are 32 weights, and are taken as they are; add it so, and then quantize the "
+            f"base again: weft base requantize NAME NEW --group-size {group_size}"
+        )
+    if bits != 4:
+        raise InvalidInputError(
+            f"{name}: a GGUF file's linears have 4 bits, and are taken as they are; add it so, and then quantize the "
+            f"base again: weft base requantize NAME NEW --bits {bits}"
+        )
+
+
 def read_gguf(path: Path, group_size: int, bits: int = 4) -> Checkpoint:
     """The model in a GGUF file, its linears as they are: 4 bits in groups of 32.
 
@@ -52,13 +66,7 @@ def read_gguf(path: Path, group_size: int, bits: int = 4) -> Checkpoint:
     or width other than the file's; `UnsupportedError` for an architecture, a setting or a linear's type that cannot be
     kept exactly.
     """
-    if group_size != q4.BLOCK:
-        raise InvalidInputError(f"{path.name}: a GGUF file's groups are 32 weights; --group-size {group_size} is not")
-    if bits != 4:
-        raise InvalidInputError(
-            f"{path.name}: a GGUF file's linears have 4 bits, and are taken as they are; add it so, and then quantize "
-            f"the base again: weft base requantize NAME NEW --bits {bits}"
-        )
+    check_grid(path.name, group_size, bits)
     try:
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

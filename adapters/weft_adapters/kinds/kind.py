@@ -215,7 +215,9 @@ class Kind(ABC, Generic[ParamsT]):
         """One adapter that does what `parts`, the first of this kind, do together, each with its weight, under an
         identity that says which they are. Raises `UnsupportedError` where there is no such thing."""
         raise UnsupportedError(
-            f"adapters of kind {self.name} cannot be composed in one request", reason="NOT_COMPOSABLE"
+            f"an adapter of kind {self.name} is worn alone, and with no weight; lora, qalora and dora adapters can be "
+            "summed, and bottleneck adapters stacked",
+            reason="NOT_COMPOSABLE",
         )
 
     def overlay(self, module: str, weight: Int4Weight, adapter: Adapter[ParamsT]) -> Int4Weight | Tensor | None:

@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "promote": "promote:promote",
         "yank": "curate:yank",
         "verify": "curate:verify",
+        "registry": "registry:registry",
     },
     "Base models": {"base": "base:base"},
     "Training": {
@@ -96,6 +97,12 @@ class WeftGroup(click.Group):
             raise Failure(error.message, error.violations) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
+        except UnicodeEncodeError as error:
+            # Bytes of the command line or of stdin that are not UTF-8 are lone surrogates in Python; elsewhere this
+            # error is nobody's input.
+            if error.reason != "surrogates not allowed":
+                raise
+            raise Failure(f"{error.object[:200]!r} is not UTF-8 text") from error
         except OSError as error:
             # A closed pipe is click's to handle; an error without a file is nobody's input.
             if error.errno == errno.EPIPE or error.filename is None:

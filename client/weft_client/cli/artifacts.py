@@ -21,7 +21,7 @@ def artifact_directory(artifact: str, registry_target: str | None, quiet: bool) 
     if artifact.startswith((".", "/", "~")):
         raise Failure(f"no artifact directory at {artifact}")
     Reference.parse(artifact)
-    with tempfile.TemporaryDirectory(prefix="weft-part-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="weft-artifact-") as scratch:
         directory = Path(scratch) / "artifact"
         fetch(artifact, directory, registry_target, quiet)
         yield directory

@@ -29,7 +29,7 @@ def base() -> None:
 @base.command()
 @click.argument("name")
 @click.argument("source")
-@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Of the codes: 2, 3 or 4.")
+@click.option("--bits", type=click.IntRange(2, 4), default=4, show_default=True, help="Of the codes: 2, 3 or 4.")
 @click.option("--group-size", type=click.IntRange(min=8), default=32, show_default=True, help="Inputs per scale.")
 @json_option
 @quiet_option
@@ -62,7 +62,7 @@ def add(name: str, source: str, bits: int, group_size: int, as_json: bool, quiet
 @base.command()
 @click.argument("source")
 @click.argument("name")
-@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Of the codes: 2, 3 or 4.")
+@click.option("--bits", type=click.IntRange(2, 4), default=4, show_default=True, help="Of the codes: 2, 3 or 4.")
 @click.option("--group-size", type=click.IntRange(min=8), default=32, show_default=True, help="Inputs per scale.")
 @click.option(
     "--gptq",
@@ -71,8 +71,8 @@ def add(name: str, source: str, bits: int, group_size: int, as_json: bool, quiet
     metavar="DATA",
     help="Calibrate on this data, in any form that training takes; without it every weight is rounded to the nearest.",
 )
-@click.option("--samples", type=click.IntRange(min=1), default=128, show_default=True, help="Sequences of DATA read.")
-@click.option("--length", type=click.IntRange(min=8), default=256, show_default=True, help="Tokens of a sequence.")
+@click.option("--samples", type=click.IntRange(min=1), help="Sequences of DATA read; default: 128.")
+@click.option("--length", type=click.IntRange(min=8), help="Tokens of a sequence; default: 256.")
 @click.option(
     "--merge",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -88,8 +88,8 @@ def requantize(
     bits: int,
     group_size: int,
     calibration: Path | None,
-    samples: int,
-    length: int,
+    samples: int | None,
+    length: int | None,
     merge: Path | None,
     as_json: bool,
     quiet: bool,
@@ -104,6 +104,8 @@ def requantize(
     Example:
       weft base requantize smol smol-3bit --bits 3 --gptq texts.jsonl
     """
+    if calibration is None and (samples is not None or length is not None):
+        raise click.UsageError("--samples and --length are for calibrating: say on what, with --gptq DATA")
     from weft_trainer.api import requantize_base
 
     spec = requantize_base(
@@ -112,8 +114,8 @@ def requantize(
         bits=bits,
         group_size=group_size,
         calibration=calibration,
-        samples=samples,
-        length=length,
+        samples=128 if samples is None else samples,
+        length=256 if length is None else length,
         merge=merge,
         quiet=quiet,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from weft_client.cli.options import json_option, registry_option
@@ -154,4 +156,8 @@ def _brief(value: object) -> str:
         return f"{len(value)}: {value[0]}, ..."
     if isinstance(value, dict) and len(value) > 8:
         return f"{len(value)} entries"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list) and all(isinstance(item, str | int) for item in value):
+        return ", ".join(map(str, value)) or "-"
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -10,7 +10,7 @@ import click
 
 from weft_client.cli.artifacts import artifact_directory
 from weft_client.cli.failure import Failure, needs_extra
-from weft_client.cli.options import json_option, quiet_option, registry_option
+from weft_client.cli.options import FiniteRange, json_option, quiet_option, registry_option
 from weft_client.cli.output import echo_json, size
 from weft_client.cli.sources import bases
 
@@ -34,7 +34,7 @@ METHODS = (
 @click.option("--method", type=click.Choice(METHODS), default="cat", show_default=True, help="How they are merged.")
 @click.option(
     "--density",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     help="The share of entries that is kept; ties and dare need it.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Makes what is drawn at random repeatable.")

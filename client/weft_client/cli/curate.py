@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from weft_client.cli.failure import Failure
-from weft_client.cli.options import json_option, registry_option
+from weft_client.cli.options import expect_option, json_option, registry_option
 from weft_client.cli.output import echo_json, short, size
 from weft_client.cli.sources import opened
 from weft_client.cli.views import alias_json, report_json, version_json
@@ -17,13 +17,7 @@ from weft_registry.reference import AdapterName
 @click.argument("adapter", metavar="NAMESPACE/NAME")
 @click.argument("alias")
 @click.argument("target", metavar="REFERENCE")
-@click.option(
-    "--expect",
-    "expected_etag",
-    default="",
-    metavar="ETAG",
-    help='Move only if the alias is still at this etag; "none": only if it does not exist.',
-)
+@expect_option
 @json_option
 @registry_option
 def alias(

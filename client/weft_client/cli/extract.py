@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from weft_client.cli.failure import needs_extra
-from weft_client.cli.options import json_option, quiet_option
+from weft_client.cli.options import FiniteRange, json_option, quiet_option
 from weft_client.cli.output import echo_fields, echo_json
 from weft_client.cli.sources import bases
 
@@ -22,7 +22,7 @@ DEFAULT_RANK = 16
 @click.option("--rank", type=click.IntRange(1, 1024), help="The highest rank at every module.")
 @click.option(
     "--energy",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     help="Instead: keep this share of each difference's squared norm; ranks then differ.",
 )
 @click.option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from weft_client.cli.options import json_option, server_option
+from weft_client.cli.options import FiniteRange, json_option, server_option
 from weft_client.cli.output import echo_json, printable
 from weft_client.cli.sources import connected
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="A system message before it; implies --chat.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Default: 128, or what the context leaves.")
 @click.option("--min-new-tokens", type=click.IntRange(min=0))
-@click.option("--temperature", type=click.FloatRange(min=0), help="0, the default: greedy.")
+@click.option("--temperature", type=FiniteRange(min=0), help="0, the default: greedy.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Sample from the k most likely tokens.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Sample from this much probability.")
+@click.option("--top-p", type=FiniteRange(0, 1, min_open=True), help="Sample from this much probability.")
 @click.option("--seed", type=click.IntRange(min=0), help="Makes what is drawn at random repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Go on past the end-of-sequence token.")
 @click.option("--logprobs", type=click.IntRange(0, 20), help="With --json: this many likely tokens at each position.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS")
+@click.option("--timeout", "timeout_s", type=FiniteRange(min=0, min_open=True), metavar="SECONDS")
 @click.option("--stats", is_flag=True, help="Token counts and the adapter's digest, on stderr.")
 @json_option
 @server_option
@@ -106,6 +106,9 @@ def generate(
 def _worn(reference: str) -> str | list[str | tuple[str, float]]:
     if reference == "-":
         return ""
+    if not reference.strip():
+        # What a shell makes of a variable that is not set must not be answered by the base in the adapter's place.
+        raise click.UsageError('REFERENCE is empty: name an adapter, or "-" for the base model alone')
     from weft_registry.composition import parse_parts
 
     if "+" not in reference and "*" not in reference:

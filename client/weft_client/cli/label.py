@@ -10,7 +10,7 @@ import click
 
 from weft_client.cli.artifacts import artifact_directory
 from weft_client.cli.failure import needs_extra
-from weft_client.cli.options import json_option, quiet_option, registry_option
+from weft_client.cli.options import FiniteRange, json_option, quiet_option, registry_option
 from weft_client.cli.output import echo_fields, echo_json
 
 
@@ -31,7 +31,7 @@ from weft_client.cli.output import echo_fields, echo_json
 )
 @click.option(
     "--min-margin",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.0,
     show_default=True,
     help="Leave out pairs that the judge prefers by less: P(chosen) - P(rejected).",

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class FiniteRange(click.FloatRange):
+    """A number between bounds; `nan` and `inf`, which pass click's own range, are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As the parent, or `click.BadParameter`."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def json_option(function: F) -> F:
@@ -20,15 +33,44 @@ def quiet_option(function: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help="No progress bar.")(function)
 
 
+def expect_option(function: F) -> F:
+    """`--expect`."""
+    return click.option(
+        "--expect",
+        "expected_etag",
+        default="",
+        metavar="ETAG",
+        help='Move only if the alias is still at this etag; "none": only if it does not exist.',
+    )(function)
+
+
 def registry_option(function: F) -> F:
     """`--registry`."""
     return click.option(
         "--registry",
         "registry_target",
         envvar="WEFT_REGISTRY",
+        callback=_for_all_of_the_command,
         metavar="HOST:PORT",
         help="A registry server (or WEFT_REGISTRY). Without it: the embedded registry under WEFT_HOME.",
     )(function)
+
+
+def _for_all_of_the_command(context: click.Context, parameter: click.Parameter, target: str | None) -> str | None:
+    """WEFT_REGISTRY is what the option says while the command runs: the parts of a fusion are looked up deep below it,
+    and by the processes that it starts, and must not come from another registry."""
+    if target is not None:
+        before = os.environ.get("WEFT_REGISTRY")
+        os.environ["WEFT_REGISTRY"] = target
+
+        def restore() -> None:
+            if before is None:
+                del os.environ["WEFT_REGISTRY"]
+            else:
+                os.environ["WEFT_REGISTRY"] = before
+
+        context.call_on_close(restore)
+    return target
 
 
 def server_option(function: F) -> F:

@@ -6,7 +6,7 @@ import click
 
 from weft_client.cli import conditions
 from weft_client.cli.failure import Failure
-from weft_client.cli.options import json_option, registry_option
+from weft_client.cli.options import expect_option, json_option, registry_option
 from weft_client.cli.output import echo_json, short
 from weft_client.cli.sources import opened
 from weft_client.cli.views import alias_json
@@ -28,13 +28,7 @@ NOT_MET = 3
     metavar="CONDITION",
     help="NAME OP NUMBER on the version's metrics, several joined by `and`. OP: >= > <= < == !=.",
 )
-@click.option(
-    "--expect",
-    "expected_etag",
-    default="",
-    metavar="ETAG",
-    help='Move only if the alias is still at this etag; "none": only if it does not exist.',
-)
+@expect_option
 @json_option
 @registry_option
 def promote(

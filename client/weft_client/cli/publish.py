@@ -104,7 +104,7 @@ def _check_base(directory: Path, base_name: str | None, pooling: str | None) -> 
     from weft_registry.artifact import read
 
     if pooling is not None:
-        raise click.UsageError(f"--pooling is for plain PEFT directories; {directory} has a {MANIFEST}")
+        raise click.UsageError(f"--pooling is for plain PEFT directories; {directory} has an {MANIFEST}")
     if base_name is None:
         return
     ours, theirs = bases().get(base_name).fingerprint, read(directory).base

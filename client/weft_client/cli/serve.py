@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from weft_client.cli.failure import needs_extra
+from weft_client.cli.options import FiniteRange
 from weft_client.cli.output import size
 from weft_server.options import (
     DEFAULT_ADAPTER_BYTES,
@@ -54,6 +55,11 @@ def _of_budget(default: int) -> str:
     "--metrics-port",
     type=click.IntRange(0, 65535),
     help="Answer GET /metrics for Prometheus on this port, too; 0 picks a free one.",
+)
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    help="Answer Hugging Face clients (HF_ENDPOINT=http://HOST:PORT) on this port, too; 0 picks a free one.",
 )
 @click.option(
     "--registry",
@@ -147,7 +153,7 @@ def _of_budget(default: int) -> str:
 @click.option(
     "--reload-interval",
     "reload_interval_s",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=_DEFAULTS["reload_interval_s"],
     show_default=True,
     metavar="SECONDS",
@@ -162,7 +168,7 @@ def _of_budget(default: int) -> str:
 )
 @click.option(
     "--merge-share",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=_DEFAULTS["merge_share"],
     show_default=True,
     metavar="SHARE",
@@ -171,7 +177,7 @@ def _of_budget(default: int) -> str:
 @click.option(
     "--merge-window",
     "merge_window_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=_DEFAULTS["merge_window_s"],
     show_default=True,
     metavar="SECONDS",
@@ -180,7 +186,7 @@ def _of_budget(default: int) -> str:
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=_DEFAULTS["grace_s"],
     show_default=True,
     metavar="SECONDS",

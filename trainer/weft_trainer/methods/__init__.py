@@ -1,6 +1,8 @@
-"""The training methods, by name. To add one: write its file, list it here, and its options in `weft_trainer.config`.
+"""The training methods, by name. To add one: write its file, list it here, and its options in
+`weft_trainer.config.run`.
 
-Several methods may make one kind: they differ in how the same tensors come about.
+Several methods may make one kind: they differ in how the same tensors come about. Imports `modeling`, `data` and
+`config`.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from weft_trainer.methods.lora import LoraMethod
 from weft_trainer.methods.method import CompositeMethod, Method
 from weft_trainer.methods.p_tuning import PTuningMethod
 from weft_trainer.methods.p_tuning_v2 import PTuningV2Method
+from weft_trainer.methods.parts import Part
 from weft_trainer.methods.prefix import PrefixMethod
 from weft_trainer.methods.prompt_tuning import PromptTuningMethod
 from weft_trainer.methods.qalora import QaLoraMethod
 from weft_trainer.methods.qlora import QLoraMethod
-from weft_trainer.parts import Part
 
 METHODS: dict[str, Method] = {
     method.name: method

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,13 +16,14 @@ from torch.nn import functional as F
 from weft_adapters.kinds.bottleneck_network import NON_LINEARITIES, read
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
-from weft_registry.kinds.bottleneck import PLACES, BottleneckParams, sublayer_prefix
-from weft_trainer import targets
-from weft_trainer.adapted import AdaptedModel, load_exactly
-from weft_trainer.data import TextEncoder
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import BottleneckOptions
-from weft_trainer.sublayers import at_end_of
+from weft_registry.kinds.bottleneck import MAX_SIZE, PLACES, BottleneckParams
+from weft_trainer.config.adapter import BottleneckOptions
+from weft_trainer.config.strict import ConfigError
+from weft_trainer.data.tokenization import TextEncoder
+from weft_trainer.methods import targets
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
+from weft_trainer.modeling.sublayers import SublayerModel
 
 
 class BottleneckMethod(ABC):
@@ -49,9 +49,15 @@ class BottleneckMethod(ABC):
             wrong = f"no layer {outside[0]}" if outside else "no layer is left"
             raise InvalidInputError(f"adapter.leave_out: {wrong}; this base has 0 to {base.num_layers - 1}")
         factor = options.reduction_factor or self.reduction_factor
+        size = options.bottleneck_size or max(1, int(base.hidden_size // factor))
+        if size > MAX_SIZE:
+            raise ConfigError(
+                "adapter.reduction_factor",
+                f"{factor:g} makes bottlenecks of {size} of a hidden size of {base.hidden_size}; at most {MAX_SIZE}",
+            )
         chosen = options.places or self.places
         return BottleneckParams(
-            bottleneck_size=options.bottleneck_size or max(1, int(base.hidden_size // factor)),
+            bottleneck_size=size,
             non_linearity=options.non_linearity or self.non_linearity,
             reads=options.reads or self.reads,
             places=tuple(place for place in PLACES if place in chosen),
@@ -117,40 +123,15 @@ class ParallelMethod(BottleneckMethod):
         nn.init.zeros_(up.weight)
 
 
-class BottleneckModel(AdaptedModel):
+class BottleneckModel(SublayerModel):
     """The base with a network at the end of each chosen sublayer."""
 
     def __init__(self, base: TrainingBase, params: BottleneckParams, dropout: float) -> None:
         super().__init__(base)
         hidden = base.stored.spec.hidden_size
-        self.networks = nn.ModuleDict()
-        self._sites: dict[str, str] = {}
-        """What the stored names of each network's tensors begin with, by its name here."""
         for layer in params.layers:
             for place in params.places:
-                network = BottleneckNetwork(hidden, params, dropout).to(base.device)
-                key = f"layer{layer}-{place}"
-                self.networks[key], self._sites[key] = network, sublayer_prefix(layer, place)
-                at_end_of(base, layer, place, network)
-
-    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """See `AdaptedModel.hidden`."""
-        return self.base.hidden(batch)
-
-    def export(self) -> dict[str, Tensor]:
-        """See `AdaptedModel.export`."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self._stored().items()}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `AdaptedModel.restore`."""
-        load_exactly(self._stored(), tensors)
-
-    def _stored(self) -> dict[str, Tensor]:
-        return {
-            f"{self._sites[key]}{name}": parameter
-            for key, network in self.networks.items()
-            for name, parameter in network.named_parameters()
-        }
+                self.put(layer, place, BottleneckNetwork(hidden, params, dropout))
 
 
 class BottleneckNetwork(nn.Module):

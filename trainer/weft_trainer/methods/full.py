@@ -22,12 +22,12 @@ from weft_adapters.int4 import Int4Linear
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError, PreconditionError
 from weft_registry.kinds.low_rank import LowRankParams
-from weft_trainer import unfreezing
-from weft_trainer.adapted import AdaptedModel, Outcome
-from weft_trainer.data import TextEncoder
+from weft_trainer.config.adapter import FullOptions
+from weft_trainer.data.tokenization import TextEncoder
+from weft_trainer.methods import unfreezing
 from weft_trainer.methods.lora import LoraMethod
-from weft_trainer.model import TrainingBase, layer_of
-from weft_trainer.options import FullOptions
+from weft_trainer.modeling.adapted import AdaptedModel, Outcome
+from weft_trainer.modeling.base import TrainingBase, layer_of
 
 DEFAULT_RANK = 16
 

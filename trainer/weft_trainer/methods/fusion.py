@@ -6,7 +6,7 @@ Stage one of the paper is any bottleneck method, once for each part; this is sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from weft_adapters.kinds.bottleneck_network import Network, network, read
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
-from weft_registry.kinds.bottleneck import BottleneckParams, sublayer_prefix
+from weft_registry.kinds.bottleneck import BottleneckParams
 from weft_registry.kinds.fusion import FusionParams, check_alike
-from weft_trainer.adapted import AdaptedModel, load_exactly
-from weft_trainer.data import TextEncoder
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import FusionOptions
-from weft_trainer.parts import Part
-from weft_trainer.sublayers import at_end_of
+from weft_trainer.config.adapter import FusionOptions
+from weft_trainer.data.tokenization import TextEncoder
+from weft_trainer.methods.parts import Part
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
+from weft_trainer.modeling.sublayers import SublayerModel
 
 
 class FusionMethod:
@@ -77,28 +77,19 @@ class FusionMethod:
         return FusionModel(base, params, self.parts, regularization=0.0)
 
 
-class FusionModel(AdaptedModel):
-    """The base with frozen parts, and an attention over them at the end of each of their sublayers."""
+class FusionModel(SublayerModel):
+    """The base with frozen parts, and an attention over them at the end of each of their sublayers. Stores the
+    attention alone: the parts are artifacts of their own."""
 
     def __init__(self, base: TrainingBase, params: FusionParams, parts: Sequence[Part], regularization: float) -> None:
         super().__init__(base)
         hidden = base.stored.spec.hidden_size
-        self.fusions = nn.ModuleDict()
-        self._sites: dict[str, str] = {}
-        """What the stored names of each fusion's tensors begin with, by its name here."""
         self._regularization = regularization if params.value else 0.0
         for layer in params.layers:
             for place in params.places:
                 found = [network(part.adapter, layer, place) for part in parts]
                 over = [_frozen(one, base) for one in found if one is not None]
-                fusion = FusionLayer(hidden, over, params.value).to(base.device)
-                key = f"layer{layer}-{place}"
-                self.fusions[key], self._sites[key] = fusion, sublayer_prefix(layer, place)
-                at_end_of(base, layer, place, fusion)
-
-    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """See `AdaptedModel.hidden`."""
-        return self.base.hidden(batch)
+                self.put(layer, place, FusionLayer(hidden, over, params.value))
 
     def forward(self, *, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
         """See `AdaptedModel.forward`; in training, plus the regularization of the value matrices towards the identity
@@ -114,27 +105,12 @@ class FusionModel(AdaptedModel):
     def distance(self) -> Tensor:
         """The squared distance of the value matrices from the identity, summed over all sublayers."""
         total = torch.zeros((), device=self.base.device)
-        for fusion in self.fusions.values():
+        for fusion in self.networks.values():
             assert isinstance(fusion, FusionLayer)
             if fusion.value is not None:
                 identity = torch.eye(fusion.value.weight.shape[0], device=self.base.device)
                 total = total + (fusion.value.weight - identity).square().sum()
         return total
-
-    def export(self) -> dict[str, Tensor]:
-        """See `AdaptedModel.export`. The parts are artifacts of their own."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self._stored().items()}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `AdaptedModel.restore`."""
-        load_exactly(self._stored(), tensors)
-
-    def _stored(self) -> dict[str, Tensor]:
-        return {
-            f"{self._sites[key]}{name}": parameter
-            for key, fusion in self.fusions.items()
-            for name, parameter in fusion.named_parameters()
-        }
 
 
 class FusionLayer(nn.Module):

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from weft_trainer.adapted import AdaptedModel
-from weft_trainer.config import TrainingConfig
-from weft_trainer.data import TextEncoder
-from weft_trainer.galore import GaLoreAdamW
+from weft_trainer.config.adapter import FullOptions, GaLoreOptions
+from weft_trainer.config.run import TrainingConfig
+from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods.full import FullMethod, FullModel, FullParams
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import FullOptions, GaLoreOptions
+from weft_trainer.methods.galore_optimizer import GaLoreAdamW
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
 
 
 class GaLoreMethod(FullMethod):

@@ -5,19 +5,18 @@ Own code: PEFT's takes torch's linear layers only. The layer keeps PEFT's tensor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from weft_registry.base import BaseSpec
 from weft_registry.kinds.ia3 import VECTOR, Ia3Params, check_input
 from weft_registry.kinds.low_rank import PEFT_PREFIX
-from weft_trainer import targets
-from weft_trainer.adapted import AdaptedModel, load_exactly
-from weft_trainer.data import TextEncoder
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import Ia3Options
+from weft_trainer.config.adapter import Ia3Options
+from weft_trainer.data.tokenization import TextEncoder
+from weft_trainer.methods import targets
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
+from weft_trainer.modeling.inserted import InsertedModel, insert_layers
 
 _FIELD = "adapter.feedforward_modules"
 
@@ -51,34 +50,21 @@ class Ia3Method:
         return Ia3Model(base, params)
 
 
-class Ia3Model(AdaptedModel):
+class Ia3Model(InsertedModel):
     """The base with its target linears replaced by `Ia3Linear`."""
 
     def __init__(self, base: TrainingBase, params: Ia3Params) -> None:
         super().__init__(base)
-        self._layers: dict[str, Ia3Linear] = {}
-        for module in params.target_modules:
-            parent, _, child = base.local(module).rpartition(".")
-            owner = base.model.get_submodule(parent)
-            layer = Ia3Linear(getattr(owner, child), module in params.feedforward_modules).to(base.device)
-            setattr(owner, child, layer)
-            self._layers[module] = layer
+        self._layers = insert_layers(
+            base,
+            params.target_modules,
+            lambda module, linear: Ia3Linear(linear, module in params.feedforward_modules),
+        )
         # Registered once and as a whole, so that `named_parameters` finds the layers in their places in the model.
         self.model = base.model
 
-    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """See `AdaptedModel.hidden`."""
-        return self.base.hidden(batch)
-
-    def export(self) -> dict[str, Tensor]:
-        """See `AdaptedModel.export`."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self._stored().items()}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `AdaptedModel.restore`."""
-        load_exactly(self._stored(), tensors)
-
-    def _stored(self) -> dict[str, Tensor]:
+    def stored(self) -> dict[str, Tensor]:
+        """See `InsertedModel.stored`."""
         return {f"{PEFT_PREFIX}{module}{VECTOR}": layer.ia3_l for module, layer in self._layers.items()}
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from weft_registry.base import BaseSpec
-from weft_trainer.adapted import AdaptedModel
-from weft_trainer.data import TextEncoder
-from weft_trainer.model import TrainingBase
-from weft_trainer.parts import Part
+from weft_trainer.data.tokenization import TextEncoder
+from weft_trainer.methods.parts import Part
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
 
 
 class Method(Protocol):

@@ -12,11 +12,11 @@ import peft
 
 from weft_registry.base import BaseSpec
 from weft_registry.kinds.prompt import PromptParams
-from weft_trainer.adapted import AdaptedModel
-from weft_trainer.data import TextEncoder
+from weft_trainer.config.adapter import PTuningOptions
+from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods.soft_prompt import SoftPromptModel, bare_prompt
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import PTuningOptions
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
 
 _DEFAULT_LSTM_LAYERS = 2
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from weft_registry.base import BaseSpec
 from weft_registry.kinds.prefix import TENSOR, PrefixParams
-from weft_trainer.adapted import AdaptedModel
-from weft_trainer.data import TextEncoder
+from weft_trainer.config.adapter import PTuningV2Options
+from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods.prefix import PrefixModel
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import PTuningV2Options
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
 
 
 class PTuningV2Method:

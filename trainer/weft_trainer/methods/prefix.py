@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.prefix import TENSOR, PrefixParams
-from weft_trainer.adapted import AdaptedModel, load_exactly
-from weft_trainer.data import TextEncoder
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import PrefixOptions
+from weft_trainer.config.adapter import PrefixOptions
+from weft_trainer.data.tokenization import TextEncoder
+from weft_trainer.methods.virtual_tokens import count_virtual_tokens
+from weft_trainer.modeling.adapted import AdaptedModel, load_exactly
+from weft_trainer.modeling.base import TrainingBase
 
 DEFAULT_VIRTUAL_TOKENS = 16
 
@@ -30,18 +31,8 @@ class PrefixMethod:
 
     def params(self, options: PrefixOptions, base: BaseSpec, encoder: TextEncoder) -> PrefixParams:
         """See `Method.params`."""
-        count = options.num_virtual_tokens
-        if options.init_text is not None:
-            words = len(encoder.completion(options.init_text))
-            if words == 0:
-                raise InvalidInputError("adapter.init_text: no token at all; leave it out for a random start")
-            if count is not None and count < words:
-                raise InvalidInputError(
-                    f"adapter.num_virtual_tokens: {count}, but adapter.init_text has {words} tokens; shorten the text "
-                    "or leave num_virtual_tokens out"
-                )
-            count = count or words
-        return PrefixParams(count or DEFAULT_VIRTUAL_TOKENS, base.num_layers, base.num_kv_heads, base.head_dim)
+        count = count_virtual_tokens(options.num_virtual_tokens, options.init_text, DEFAULT_VIRTUAL_TOKENS, encoder)
+        return PrefixParams(count, base.num_layers, base.num_kv_heads, base.head_dim)
 
     def first_layer(self, params: PrefixParams) -> int:
         """Every layer has a prefix."""

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from weft_registry.base import BaseSpec
-from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.prompt import TENSOR, PromptParams
-from weft_trainer.adapted import AdaptedModel
-from weft_trainer.data import TextEncoder
+from weft_trainer.config.adapter import PromptOptions
+from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods.soft_prompt import bare_prompt, base_embedding
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import PromptOptions
+from weft_trainer.methods.virtual_tokens import count_virtual_tokens
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
 
 DEFAULT_VIRTUAL_TOKENS = 20
 DEFAULT_VOCABULARY = 5000
@@ -29,18 +29,8 @@ class PromptTuningMethod:
 
     def params(self, options: PromptOptions, base: BaseSpec, encoder: TextEncoder) -> PromptParams:
         """See `Method.params`."""
-        count = options.num_virtual_tokens
-        if options.init_text is not None:
-            words = len(encoder.completion(options.init_text))
-            if words == 0:
-                raise InvalidInputError("adapter.init_text: no token at all; leave it out for other first values")
-            if count is not None and count < words:
-                raise InvalidInputError(
-                    f"adapter.num_virtual_tokens: {count}, but adapter.init_text has {words} tokens; shorten the text "
-                    "or leave num_virtual_tokens out"
-                )
-            count = count or words
-        return PromptParams(count or DEFAULT_VIRTUAL_TOKENS, base.hidden_size)
+        count = count_virtual_tokens(options.num_virtual_tokens, options.init_text, DEFAULT_VIRTUAL_TOKENS, encoder)
+        return PromptParams(count, base.hidden_size)
 
     def first_layer(self, params: PromptParams) -> int:
         """The prompt is an input of the whole base."""

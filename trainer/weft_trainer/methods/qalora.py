@@ -6,7 +6,6 @@ Own code: PEFT's QA-LoRA knows GPTQ layers only and cannot merge. The layer keep
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,12 @@ from weft_registry.base import BaseSpec
 from weft_registry.errors import PreconditionError
 from weft_registry.kinds.low_rank import PEFT_PREFIX
 from weft_registry.kinds.qalora import QaLoraParams
-from weft_trainer import targets
-from weft_trainer.adapted import AdaptedModel, load_exactly
-from weft_trainer.data import TextEncoder
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import LowRankOptions
+from weft_trainer.config.adapter import LowRankOptions
+from weft_trainer.data.tokenization import TextEncoder
+from weft_trainer.methods import targets
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
+from weft_trainer.modeling.inserted import InsertedModel, insert_layers
 
 
 class QaLoraMethod:
@@ -53,36 +53,23 @@ class QaLoraMethod:
         return QaLoraModel(base, params, dropout=0.0)
 
 
-class QaLoraModel(AdaptedModel):
+class QaLoraModel(InsertedModel):
     """The base with its target linears replaced by `QaLoraLinear`."""
 
     def __init__(self, base: TrainingBase, params: QaLoraParams, dropout: float) -> None:
         super().__init__(base)
-        self._layers: dict[str, QaLoraLinear] = {}
-        for module in params.target_modules:
-            parent, _, child = base.local(module).rpartition(".")
-            owner = base.model.get_submodule(parent)
-            layer = QaLoraLinear(
-                getattr(owner, child), params.rank(module), params.group_size, params.scaling(module), dropout
-            ).to(base.device)
-            setattr(owner, child, layer)
-            self._layers[module] = layer
+        self._layers = insert_layers(
+            base,
+            params.target_modules,
+            lambda module, linear: QaLoraLinear(
+                linear, params.rank(module), params.group_size, params.scaling(module), dropout
+            ),
+        )
         # Registered once and as a whole, so that `named_parameters` finds the layers in their places in the model.
         self.model = base.model
 
-    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """See `AdaptedModel.hidden`."""
-        return self.base.hidden(batch)
-
-    def export(self) -> dict[str, Tensor]:
-        """See `AdaptedModel.export`."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self._stored().items()}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `AdaptedModel.restore`."""
-        load_exactly(self._stored(), tensors)
-
-    def _stored(self) -> dict[str, Tensor]:
+    def stored(self) -> dict[str, Tensor]:
+        """See `InsertedModel.stored`."""
         return {
             f"{PEFT_PREFIX}{module}.{name}": parameter
             for module, layer in self._layers.items()

@@ -8,12 +8,12 @@ with double quantization, on a GPU. The artifact is a LoRA either way.
 from __future__ import annotations
 
 from weft_registry.kinds.low_rank import LowRankParams
-from weft_trainer import nf4
-from weft_trainer.adapted import AdaptedModel
-from weft_trainer.data import TextEncoder
+from weft_trainer.config.adapter import LoraOptions
+from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods.lora import LoraMethod
-from weft_trainer.model import TrainingBase
-from weft_trainer.options import LoraOptions
+from weft_trainer.modeling import nf4
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.base import TrainingBase
 
 
 class QLoraMethod(LoraMethod):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.prompt import TENSOR, PromptParams
-from weft_trainer.adapted import AdaptedModel, load_exactly
-from weft_trainer.model import TrainingBase
+from weft_trainer.modeling.adapted import AdaptedModel, load_exactly
+from weft_trainer.modeling.base import TrainingBase
 
 
 class SoftPromptModel(AdaptedModel):

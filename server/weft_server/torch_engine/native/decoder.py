@@ -2,8 +2,7 @@
 
 A program is a list of operators over one `Step`, built once and run step after step; what changes from step to step
 are the numbers in the `Step`. Where an adapter of a kind without low-rank factors touches a site, the program stops
-there and the kind's own pack is applied to the same buffers; likewise where inputs or outputs are scaled, and at the
-end of a sublayer.
+there and the kind's own pack is applied to the same buffers; likewise at the end of a sublayer.
 
 Unlike the torch decoder it rounds no weight (codes are multiplied as they are, scales and minima in float16 applied in
 float32), keeps the residual stream in float32, and gives every row the same bits whatever its batch.
@@ -39,6 +38,7 @@ from weft_server.torch_engine.native.kv_store import NativeKvStore
 from weft_server.torch_engine.native.library import Team
 from weft_server.torch_engine.native.low_rank import LowRankTable, lay_out
 from weft_server.torch_engine.native.memory import Arena
+from weft_server.torch_engine.native.scales import ScaleTable
 from weft_server.torch_engine.native.weights import (
     NativeWeight,
     dense_bytes,
@@ -97,6 +97,7 @@ class NativeDecoder:
         )
         self._cos, self._sin = rope.halves()
         self._low_rank = LowRankTable(self.sites)
+        self._scales = ScaleTable(self.sites)
         self._buffers = Buffers(self._widths, 0, 0)
         self._head_buffers = HeadBuffers(config.hidden_size, config.vocab_size, self._head_blocks, 0)
         self._cache: NativeKvStore | None = None
@@ -165,6 +166,7 @@ class NativeDecoder:
     def _make_room(self, step: StepBatch, adapters: ActiveAdapters) -> None:
         changed = self._low_rank.update(adapters)
         if changed:
+            self._scales.update(adapters)
             self._touched = adapters.touched(self.sites, self._ends)
         rows, wanted = step.token_T.shape[0], step.last_S.shape[0]
         if rows > self._buffers.rows or self._low_rank.ranks > self._buffers.ranks:
@@ -181,6 +183,7 @@ class NativeDecoder:
                 setattr(s, name, address)
             s.low_stride, s.pool_stride = self._buffers.ranks, self._buffers.groups
             s.low_rank, s.num_slots = self._low_rank.address, self._low_rank.table_MI.shape[1]
+            s.scales = self._scales.address
 
     def _describe(self, step: StepBatch, adapters: ActiveAdapters) -> list[object]:
         """Writes the step into the struct; answers what must live as long as it is read."""
@@ -230,12 +233,15 @@ class NativeDecoder:
         def linear(site: LinearSite, x: Tensor, end: SublayerSite | None = None) -> None:
             """A site; with `end` its output goes onto the residual stream, through whoever acts at the end."""
             if site in touched.inputs:
-                flush(_scale_input(site, x))
+                place = self._scales.place[site]
+                run.append(layout.Scale(step=step, x=x.data_ptr(), width=site.in_features, place=place))
                 pool(site)
             merged = overlay.kernels.get(site) if overlay else None
             assert merged is None or isinstance(merged, NativeWeight)
             ends = np.cumsum(site.out_features).tolist()
-            in_place = end is not None and site not in touched.outputs and end not in touched.sublayers
+            changed = site in touched.packed or site in touched.outputs
+            in_place = end is not None and not changed and end not in touched.sublayers
+            wide = end is not None
             op = layout.Linear(
                 step=step,
                 weight=self._weights[site].address,
@@ -251,8 +257,18 @@ class NativeDecoder:
                 linears[-1].next = ctypes.addressof(op)
             linears.append(op)
             run.append(op)
+            if site in touched.packed:
+                flush(_add_packs(site, x, b.sum if wide else b.wide))
             if site in touched.outputs:
-                flush(_change_output(site, x, b.wide if end is None else b.sum))
+                run.append(
+                    layout.Scale(
+                        step=step,
+                        x=None if wide else b.wide.data_ptr(),
+                        wide_x=b.sum.data_ptr() if wide else None,
+                        width=sum(site.out_features),
+                        place=self._scales.place[site] + 1,
+                    )
+                )
             if end in touched.sublayers:
                 assert end is not None
                 flush(_change_sublayer(end, b))
@@ -326,17 +342,10 @@ class NativeDecoder:
         return -(-self.config.vocab_size // layout.BLOCK_N)
 
 
-def _scale_input(site: LinearSite, x: Tensor) -> Stop:
-    def stop(step: StepBatch, adapters: ActiveAdapters) -> None:
-        adapters.apply_input(site, _rows(x, step, site.in_features), step.segments)
-
-    return stop
-
-
-def _change_output(site: LinearSite, x: Tensor, y: Tensor) -> Stop:
+def _add_packs(site: LinearSite, x: Tensor, y: Tensor) -> Stop:
     def stop(step: StepBatch, adapters: ActiveAdapters) -> None:
         x_TK, y_TN = _rows(x, step, site.in_features), _rows(y, step, sum(site.out_features))
-        adapters.apply(site, x_TK, y_TN, step.segments, low_rank=False)
+        adapters.apply_packs(site, x_TK, y_TN, step.segments)
 
     return stop
 

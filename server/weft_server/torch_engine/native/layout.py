@@ -28,6 +28,7 @@ class OpKind(IntEnum):
     HEAD_INPUT = 9
     HEAD = 10
     CHOOSE = 11
+    SCALE = 12
 
 
 class Weight(ctypes.Structure):
@@ -52,6 +53,8 @@ LOW_RANK = np.dtype(
     [("a", "u8"), ("b", "u8"), ("rank", "i4"), ("pooled", "i4"), ("scale", "f4"), ("offset", "i4")], align=True
 )
 """One adapter's factors at one module."""
+ROW_SCALE = np.dtype([("scale", "u8"), ("shift", "u8")], align=True)
+"""What one adapter does at one place."""
 
 
 class Step(ctypes.Structure):
@@ -73,6 +76,7 @@ class Step(ctypes.Structure):
         ("blocks", c_void_p),
         ("last", c_void_p),
         ("low_rank", c_void_p),
+        ("scales", c_void_p),
         ("hidden", c_void_p),
         ("normed", c_void_p),
         ("wide", c_void_p),
@@ -165,6 +169,12 @@ class Pool(ctypes.Structure):
     _fields_ = (("step", c_void_p), ("width", c_int32), ("group_size", c_int32))
 
 
+class Scale(ctypes.Structure):
+    """Rows times their own adapters' factors."""
+
+    _fields_ = (("step", c_void_p), ("x", c_void_p), ("wide_x", c_void_p), ("width", c_int32), ("place", c_int32))
+
+
 class Gate(ctypes.Structure):
     """silu(gate) * up."""
 
@@ -201,6 +211,7 @@ OPERATORS: dict[type[ctypes.Structure], tuple[OpKind, ...]] = {
     Rotate: (OpKind.ROTATE,),
     Attention: (OpKind.ATTENTION,),
     Pool: (OpKind.POOL,),
+    Scale: (OpKind.SCALE,),
     Gate: (OpKind.GATE,),
     Add: (OpKind.ADD,),
     Head: (OpKind.HEAD_INPUT, OpKind.HEAD, OpKind.CHOOSE),

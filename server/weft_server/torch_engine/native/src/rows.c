@@ -23,6 +23,13 @@ typedef struct {
 
 typedef struct {
     const Step *step;
+    uint16_t *x;  /* (T, width), or NULL */
+    float *wide_x; /* the same in float32, where x is NULL */
+    int32_t width, place; /* in Step.scales */
+} Scale;
+
+typedef struct {
+    const Step *step;
     int32_t inner, group_size;
 } Gate;
 
@@ -90,6 +97,30 @@ void weft_pool(const void *args, Worker *worker) {
     const Pool *op = args;
     for (int t = weft_next(worker); t < op->step->num_rows; t = weft_next(worker))
         pool_row(op->step, t, op->step->inner + (int64_t)t * op->width, 0, op->width, op->group_size);
+}
+
+/* Each row times its own adapter's factors; rows of others are not touched. */
+void weft_scale(const void *args, Worker *worker) {
+    const Scale *op = args;
+    const Step *step = op->step;
+    for (int t = weft_next(worker); t < step->num_rows; t = weft_next(worker)) {
+        if (step->slot[t] < 0)
+            continue;
+        const RowScale factors = step->scales[(int64_t)op->place * step->num_slots + step->slot[t]];
+        if (!factors.scale)
+            continue;
+        const int64_t at = (int64_t)t * op->width;
+        for (int k = 0; k < op->width; k += 16) {
+            __m512 x = op->x ? load_bf16(op->x + at + k) : _mm512_loadu_ps(op->wide_x + at + k);
+            x = _mm512_mul_ps(x, _mm512_loadu_ps(factors.scale + k));
+            if (factors.shift)
+                x = _mm512_add_ps(x, _mm512_loadu_ps(factors.shift + k));
+            if (op->x)
+                store_bf16(op->x + at + k, x);
+            else
+                _mm512_storeu_ps(op->wide_x + at + k, x);
+        }
+    }
 }
 
 /* inner = silu(gate) * up, of gate and up side by side. */

@@ -49,7 +49,8 @@ struct Team {
 
 /* By Op.kind, as in layout.py. */
 static const Run RUN[] = {weft_embed, weft_norm, weft_shrink, weft_linear, weft_rotate,     weft_attention,
-                          weft_pool,  weft_gate, weft_add,    weft_head_input, weft_head, weft_choose};
+                          weft_pool,  weft_gate, weft_add,    weft_head_input, weft_head, weft_choose,
+                          weft_scale};
 
 /* The half of the state that tells operators apart, which sleepers watch. */
 static const uint32_t *watched(Team *team) { return (const uint32_t *)&team->state + 1; }

@@ -32,6 +32,11 @@ typedef struct {
     int32_t offset; /* where the module's a x begins in a row of Step.low */
 } LowRank;
 
+/* What one adapter does to the numbers of one place, x <- scale x + shift; scale NULL: nothing. */
+typedef struct {
+    const float *scale, *shift; /* (width,); shift may be NULL */
+} RowScale;
+
 /* Rows begin..end-1 wear the adapter in `slot`. */
 typedef struct {
     int32_t slot, begin, end, unused;
@@ -54,6 +59,7 @@ typedef struct {
     const int32_t *blocks;
     const int64_t *last;     /* rows whose logits are wanted */
     const LowRank *low_rank; /* [module][slot] */
+    const RowScale *scales;  /* [place][slot] */
     float *hidden;           /* (T, E): the residual stream */
     uint16_t *normed;        /* (T, E): the input of qkv and gate_up */
     uint16_t *wide;          /* (T, widest linear output) */
@@ -91,6 +97,7 @@ void weft_add(const void *op, Worker *worker);
 void weft_rotate(const void *op, Worker *worker);
 void weft_attention(const void *op, Worker *worker);
 void weft_pool(const void *op, Worker *worker);
+void weft_scale(const void *op, Worker *worker);
 void weft_shrink(const void *op, Worker *worker);
 void weft_linear(const void *op, Worker *worker);
 void weft_head_input(const void *op, Worker *worker);

@@ -1,0 +1,63 @@
+"""What goes back over HTTP: statuses, headers and bodies, and errors in the words that Hub clients understand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weft_registry import errors
+from weft_registry.errors import WeftError
+
+MAX_MESSAGE = 1000
+_STATUS: Mapping[type[WeftError], int] = {
+    errors.InvalidInputError: 400,
+    errors.NotFoundError: 404,
+    errors.OffsetError: 416,
+    errors.ExhaustedError: 503,
+    errors.UnavailableError: 503,
+    WeftError: 500,
+}
+# `huggingface_hub` raises RepositoryNotFoundError, RevisionNotFoundError and EntryNotFoundError by these words.
+_HUB_CODES: Mapping[str, str] = {
+    "ADAPTER_NOT_FOUND": "RepoNotFound",
+    "VERSION_NOT_FOUND": "RevisionNotFound",
+    "YANKED": "RevisionNotFound",
+    "FILE_NOT_FOUND": "EntryNotFound",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `Content-Length` is among the headers where the body is a stream."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | AsyncGenerator[bytes, None] = b""
+
+
+def json_answer(document: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Answer:
+    """A document."""
+    return Answer(status, {"Content-Type": "application/json", **(headers or {})}, json.dumps(document).encode())
+
+
+def error_answer(error: WeftError, headers: Mapping[str, str] | None = None) -> Answer:
+    """An error with its status, and with the headers that Hub clients tell errors apart by."""
+    status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    if error.reason == "BLOB_NOT_FOUND":  # The version is there, so this is damage and no wrong request.
+        status = 500
+    extra = dict(headers or {})
+    if error.reason in _HUB_CODES:
+        extra["X-Error-Code"] = _HUB_CODES[error.reason]
+    if error.retry_after_s is not None:
+        extra["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    return refusal(status, error.message, extra)
+
+
+def refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """An answer that says no, and why: `X-Error-Message` is what clients show to people."""
+    # A header takes one line of plain ASCII.
+    shown = " ".join(message.split()).encode("ascii", "replace").decode()
+    shown = "".join(character if character.isprintable() else "?" for character in shown)[:MAX_MESSAGE]
+    return json_answer({"error": shown}, {"X-Error-Message": shown, **(headers or {})}, status)

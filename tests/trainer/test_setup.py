@@ -1,0 +1,65 @@
+"""What is refused before anything is computed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny_models import AddedBase
+from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.progress import QuietReporter
+from weft_trainer.setup import set_up
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+@pytest.mark.parametrize(
+    ("method", "adapter", "training", "says", "kind"),
+    [
+        ("p_tuning_v2", {"num_virtual_tokens": 60000}, {}, "leaves nothing of the base's context", InvalidInputError),
+        ("prompt_tuning", {"num_virtual_tokens": 60000}, {}, "leaves nothing of the base's context", InvalidInputError),
+        ("houlsby", {"reduction_factor": 1e-6}, {}, r"adapter\.reduction_factor: 1e-06 makes", InvalidInputError),
+        ("lora", {}, {"resume": True}, "no checkpoint in", NotFoundError),
+    ],
+)
+def test_what_training_would_fail_for_at_its_end_is_refused(
+    method: str,
+    adapter: dict[str, Any],
+    training: dict[str, Any],
+    says: str,
+    kind: type[WeftError],
+    deep_base: AddedBase,
+    make_config: MakeConfig,
+) -> None:
+    with pytest.raises(kind, match=says):
+        set_up(
+            make_config(deep_base, method, adapter, **training), QuietReporter(), deep_base.home, torch.device("cpu")
+        )
+
+
+def test_a_place_that_cannot_be_written_is_refused(
+    deep_base: AddedBase, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    config = replace(make_config(deep_base, "lora"), output=tmp_path / "file" / "below" / "artifact")
+    with pytest.raises(InvalidInputError, match=r"output: .*file/below cannot be made"):
+        set_up(config, QuietReporter(), deep_base.home, torch.device("cpu"))
+
+
+def test_an_example_beyond_the_context_is_refused_and_virtual_tokens_count(
+    deep_base: AddedBase, make_config: MakeConfig
+) -> None:
+    def longest(virtual: int) -> int:
+        config = make_config(deep_base, "prompt_tuning", {"num_virtual_tokens": virtual})
+        setup = set_up(config, QuietReporter(), deep_base.home, torch.device("cpu"))
+        held_out = setup.data.held_out or ()
+        return max(len(example.ids) for example in (*setup.data.train_examples, *held_out))
+
+    room = deep_base.stored.spec.context_length - longest(1)
+    assert longest(room) == longest(1)
+    with pytest.raises(InvalidInputError, match=r"data\.max_length: .* virtual tokens; set it to"):
+        longest(room + 1)

@@ -1,0 +1,164 @@
+"""A YAML file and `key=value` overrides as nested mappings that know where each key came from.
+
+Knows nothing of what the keys mean. A place is a dotted path: "training.steps", "data.train[0].weight".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from weft_registry.errors import InvalidInputError, NotFoundError
+from weft_trainer.config.strict import ConfigError
+
+_MERGE = "tag:yaml.org,2002:merge"
+_LEADING_PATH = re.compile(r"([A-Za-z_][\w.\[\]-]*): ")
+
+
+class YamlSource:
+    """One document, and the origin of every key in it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `NotFoundError` if there is no such file, `InvalidInputError` if it is no YAML mapping, or says a key
+        twice in one place."""
+        self._path = path
+        self._origins: dict[str, str] = {"": str(path)}
+        """Dotted path to "file:line:column" or "override KEY=VALUE"."""
+        try:
+            loader = yaml.SafeLoader(path.read_text())
+        except FileNotFoundError:
+            raise NotFoundError(f"no configuration file at {path}") from None
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"{path}: not YAML: {error}") from error
+        except yaml.YAMLError as error:
+            raise InvalidInputError(f"{path}{_problem(error)}") from error
+        try:
+            root = loader.get_single_node()
+            if not isinstance(root, MappingNode):
+                raise InvalidInputError(f"{path}: expected a mapping of keys to values")
+            self._refuse_twice(root)
+            self.document: dict[str, Any] = loader.construct_document(root)
+            self._record(root, "")
+        except yaml.YAMLError as error:
+            raise InvalidInputError(f"{path}{_problem(error)}") from error
+        except RecursionError:
+            raise InvalidInputError(f"{path}: nested too deeply, or an alias within what it stands for") from None
+        finally:
+            loader.dispose()
+
+    def override(self, overrides: Sequence[str]) -> None:
+        """Replaces or adds what each `dotted.key=value` says; the value is YAML, a number reaches into a list."""
+        for text in overrides:
+            self._override(text)
+
+    def locate(self, error: InvalidInputError) -> InvalidInputError:
+        """The same error, beginning with the file, line and column, or the override, that it is about."""
+        if isinstance(error, ConfigError):
+            at = error.path
+        else:
+            # A dataclass that refuses a combination of its values names the key in its message.
+            match = _LEADING_PATH.match(error.message)
+            at = match[1] if match else ""
+        while at not in self._origins:
+            at = at[: max(at.rfind("."), at.rfind("["), 0)]
+        return InvalidInputError(f"{self._origins[at]}: {error.message}", reason=error.reason)
+
+    def _refuse_twice(self, root: Node) -> None:
+        for node in _nodes(root):
+            if isinstance(node, MappingNode):
+                seen: dict[str, int] = {}
+                for key, _ in node.value:
+                    if isinstance(key, ScalarNode) and key.tag != _MERGE:
+                        line = key.start_mark.line + 1
+                        if key.value in seen:
+                            where = f"{self._path}:{line}:{key.start_mark.column + 1}"
+                            raise InvalidInputError(
+                                f"{where}: {key.value}: said already in line {seen[key.value]}; keep one of the two"
+                            )
+                        seen[key.value] = line
+
+    def _record(self, node: Node, path: str) -> None:
+        if isinstance(node, MappingNode):
+            # After construction the keys that `<<` brings stand before the mapping's own, which win.
+            for key, value in node.value:
+                at = f"{path}.{key.value}" if path else str(key.value)
+                self._mark(at, key)
+                self._record(value, at)
+        elif isinstance(node, SequenceNode):
+            for index, item in enumerate(node.value):
+                self._mark(f"{path}[{index}]", item)
+                self._record(item, f"{path}[{index}]")
+
+    def _mark(self, path: str, node: Node) -> None:
+        self._origins[path] = f"{self._path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+
+    def _override(self, override: str) -> None:
+        key, equals, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise InvalidInputError(f"override {override!r}: expected KEY=VALUE, such as training.learning_rate=5e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InvalidInputError(f"override {override!r}: the value is not YAML: {_what(error)}") from error
+        origin, path = f"override {override}", ""
+        at: Any = self.document
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            if isinstance(at, list):
+                if not part.isdigit() or int(part) >= len(at):
+                    raise InvalidInputError(
+                        f"override {override!r}: {path} is a list of {len(at)}, and {part!r} is no index of it"
+                    )
+                index: Any = int(part)
+                path = f"{path}[{part}]"
+            elif isinstance(at, dict):
+                index = part
+                path = f"{path}.{part}" if path else part
+                if not last and at.get(part) is None:
+                    at[part] = {}
+                    self._origins[path] = origin
+            else:
+                raise InvalidInputError(f"override {override!r}: {parts[number - 1]!r} is not a group of keys")
+            if last:
+                at[index] = value
+            else:
+                at = at[index]
+        # What lay below is gone, with its lines.
+        for old in [known for known in self._origins if known.startswith((f"{path}.", f"{path}["))]:
+            del self._origins[old]
+        self._origins[path] = origin
+
+
+def _what(error: yaml.YAMLError) -> str:
+    """What is wrong, in one line: PyYAML takes several, with an excerpt."""
+    found = [getattr(error, "context", None), getattr(error, "problem", None)]
+    return ", ".join(part for part in found if part) or str(error).partition("\n")[0]
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """Where and what: ":3:1: not YAML: ..."."""
+    mark = getattr(error, "problem_mark", None)
+    place = f":{mark.line + 1}:{mark.column + 1}" if mark is not None else ""
+    return f"{place}: not YAML: {_what(error)}"
+
+
+def _nodes(root: Node) -> Iterator[Node]:
+    """Every node once, aliases included."""
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, SequenceNode):
+            waiting += node.value

@@ -1,0 +1,193 @@
+"""What one record says: the four ways in which people write examples. Knows nothing of files or tokens.
+
+    prompt-completion   {"prompt": "...", "completion": "..."}, or both as lists of messages
+    messages            {"messages": [{"role": "user", "content": "..."}, ...]}
+    alpaca              {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["", ""]]}
+    sharegpt            {"conversations": [{"from": "human", "value": "..."}, ...], "system": "..."}
+
+A key whose value is null counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weft_registry.errors import InvalidInputError
+
+ROLES = ("system", "user", "assistant", "tool")
+_SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+# The prompt of Stanford Alpaca, word for word (train.py of tatsu-lab/stanford_alpaca), which models of that kind were
+# trained with. Only for a base without a chat template.
+_ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+_ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request."
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: what the model reads, and what it is to answer."""
+
+    prompt: str | tuple[Message, ...]
+    """Plain text, or the conversation before the answer."""
+    completion: str
+    plain: str | None = None
+    """The prompt for a base without a chat template, where `prompt` is a conversation. None: there is no way."""
+    number: int = field(default=0, compare=False)
+    """Its line or row in the file."""
+    form: str = field(default="", compare=False)
+    """Its format, or the template that wrote it."""
+
+
+class RowError(InvalidInputError):
+    """A record cannot be read as an example."""
+
+    def __init__(self, problem: str, found: str = "") -> None:
+        super().__init__(f"{problem}, found {found}" if found else problem)
+        self.problem = problem
+        """What is wrong, the same words for the same mistake in another record."""
+
+
+def detect(value: Any) -> str:
+    """The format of a record, from its keys. Raises `RowError` where none fits, or several do."""
+    keys = _present(value) if isinstance(value, dict) else {}
+    fitting = [name for name, required in _REQUIRED.items() if required <= keys.keys()]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise RowError(f"its keys fit {' and '.join(fitting)}; data.format says which is meant")
+    wanted = '{"prompt", "completion"}, {"messages"}, {"instruction", "output"} or {"conversations"}'
+    raise RowError(f"expected {wanted}", f"the keys {sorted(keys) if keys else 'of no object'}")
+
+
+def read_row(value: Any, form: str, number: int = 0) -> tuple[Row, list[str]]:
+    """(the example in a record of that format, the keys of the record that the format does not use).
+
+    Raises `RowError` naming the key and what is wrong with it.
+    """
+    if not isinstance(value, dict):
+        raise RowError(f"expected {form}", "the keys of no object")
+    record = _present(value)
+    missing = sorted(_REQUIRED[form] - record.keys())
+    if missing:
+        raise RowError(f"expected {form}, which has {', '.join(missing)}", f"the keys {sorted(record)}")
+    row = READERS[form](record)
+    unused = sorted(record.keys() - _REQUIRED[form] - _OPTIONAL.get(form, frozenset()))
+    return Row(row.prompt, row.completion, row.plain, number, form), unused
+
+
+def _present(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def _prompt_completion(record: Mapping[str, Any]) -> Row:
+    if isinstance(record["prompt"], list) and isinstance(record["completion"], list):
+        return _conversation([*record["prompt"], *record["completion"]], "prompt and completion")
+    return Row(_text(record, "prompt"), _text(record, "completion"))
+
+
+def _messages(record: Mapping[str, Any]) -> Row:
+    return _conversation(record["messages"], "messages")
+
+
+def _sharegpt(record: Mapping[str, Any]) -> Row:
+    turns = record["conversations"]
+    if not isinstance(turns, list):
+        raise RowError("conversations: expected a list", type(turns).__name__)
+    messages: list[Any] = []
+    if record.get("system"):
+        messages.append({"role": "system", "content": _text(record, "system")})
+    for index, turn in enumerate(turns):
+        present = _present(turn) if isinstance(turn, dict) else {}
+        if not present.keys() >= {"from", "value"}:
+            raise RowError('conversations: expected {"from": ..., "value": ...}', f"{turn!r} at {index}")
+        if present["from"] not in _SPEAKERS:
+            raise RowError(f"conversations: from: {present['from']!r} is not one of {', '.join(_SPEAKERS)}")
+        messages.append({"role": _SPEAKERS[present["from"]], "content": present["value"]})
+    return _conversation(messages, "conversations")
+
+
+def _alpaca(record: Mapping[str, Any]) -> Row:
+    instruction, answer = _text(record, "instruction"), _text(record, "output")
+    given = _text(record, "input") if record.get("input") else ""
+    system = _text(record, "system") if record.get("system") else ""
+    turns = [Message("system", system)] if system else []
+    history = record.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise RowError("history: expected a list of [instruction, answer]")
+    for asked, answered in history:
+        turns += [
+            Message("user", _text({"history": asked}, "history")),
+            Message("assistant", _text({"history": answered}, "history")),
+        ]
+    turns.append(Message("user", f"{instruction}\n{given}" if given else instruction))
+    plain = None
+    if not history:
+        opening = system or (_ALPACA_INPUT if given else _ALPACA)
+        middle = f"\n\n### Input:\n{given}" if given else ""
+        plain = f"{opening}\n\n### Instruction:\n{instruction}{middle}\n\n### Response:\n"
+    return Row(tuple(turns), answer, plain)
+
+
+def _conversation(messages: Any, key: str) -> Row:
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise RowError(f"{key}: expected a list of at least two, the last one the answer")
+    turns: list[Message] = []
+    for index, message in enumerate(messages):
+        present = _present(message) if isinstance(message, dict) else {}
+        if present.keys() != {"role", "content"}:
+            raise RowError(f'{key}: expected {{"role": ..., "content": ...}}', f"{message!r} at {index}")
+        if present["role"] not in ROLES:
+            raise RowError(f"{key}: role: {present['role']!r} is not one of {', '.join(ROLES)}")
+        turns.append(Message(present["role"], _text(present, "content", f"{key}: ")))
+    if turns[-1].role != "assistant":
+        raise RowError(f"{key}: the last message is {turns[-1].role}'s; expected the assistant's answer")
+    return Row(tuple(turns[:-1]), turns[-1].content)
+
+
+def _text(value: Mapping[str, Any], key: str, where: str = "") -> str:
+    text = value.get(key)
+    if not isinstance(text, str) or not text:
+        raise RowError(f"{where}{key}: expected text that is not empty", repr(text))
+    return text
+
+
+READERS: Mapping[str, Callable[[Mapping[str, Any]], Row]] = {
+    "prompt-completion": _prompt_completion,
+    "messages": _messages,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+}
+_REQUIRED: Mapping[str, frozenset[str]] = {
+    "prompt-completion": frozenset({"prompt", "completion"}),
+    "messages": frozenset({"messages"}),
+    "alpaca": frozenset({"instruction", "output"}),
+    "sharegpt": frozenset({"conversations"}),
+}
+_OPTIONAL: Mapping[str, frozenset[str]] = {
+    "alpaca": frozenset({"input", "system", "history"}),
+    "sharegpt": frozenset({"system"}),
+}

@@ -1,0 +1,256 @@
+"""Rows as token ids, exactly as a server will see them.
+
+The prompt and the completion are tokenized SEPARATELY and joined, with the end-of-sequence token after the completion:
+
+    ids = encode(prompt) + encode(completion, no special tokens) + [EOS]
+
+A server tokenizes only the prompt (with whatever special tokens the tokenizer itself adds; SmolLM2's adds none) and
+then generates, so training must not merge a token across that border: write the space that begins the answer into the
+completion (" earn"), not at the end of the prompt. A conversation becomes the chat template's text up to and including
+the assistant's header, and the answer follows in the same way.
+
+Several answers of one conversation share one example where that is exact: where what the template writes before the
+next answer begins with the tokens so far. Where it does not (a template that drops earlier thoughts, a token merged
+over the border), the next answer begins an example of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from weft_registry.errors import InvalidInputError
+from weft_trainer.data.rows import MOST_NUMBERS, LeftOut, Row, Rows
+from weft_trainer.quiet import quiet_transformers
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example in tokens."""
+
+    ids: tuple[int, ...]
+    """Prompt, completion, EOS."""
+    prompt_length: int
+    """How many of `ids` are the prompt of the last completion; at least 1."""
+    earlier: tuple[tuple[int, int], ...] = ()
+    """Earlier completions inside the prompt that the loss is over too, as [start, end), in order."""
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """All completions that the loss is over, as [start, end), in order."""
+        return (*self.earlier, (self.prompt_length, len(self.ids)))
+
+    @property
+    def completion_length(self) -> int:
+        """Tokens the loss is over, EOS included."""
+        return sum(end - start for start, end in self.spans)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokenized rows, and what happened to them on the way."""
+
+    rows: Rows
+    examples: tuple[Example, ...]
+    truncated: int
+    """Examples that lost the start of their prompt to `max_length`."""
+    dropped: int
+    """Examples left out because the completion leaves no room for any prompt."""
+    max_length: int = 0
+    """What `truncated` and `dropped` are measured by."""
+    truncated_at: tuple[int, ...] = ()
+    """The first lines that `truncated` counts."""
+    dropped_at: tuple[int, ...] = ()
+    """The first lines that `dropped` counts."""
+    broken_conversations: int = 0
+    """Conversations that became several examples, because their answers do not continue each other token by token."""
+    weight: str = ""
+    """The share of draws that the file was given, as a decimal; empty where its size decides."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all examples."""
+        return sum(len(example.ids) for example in self.examples)
+
+    @property
+    def loss_tokens(self) -> int:
+        """Those that the loss is over."""
+        return sum(example.completion_length for example in self.examples)
+
+    def describe(self) -> str:
+        """For people: one line, and one for each thing that was left out, shortened or not used."""
+        reading, unit = self.rows.reading, self.rows.reading.unit
+        head = (
+            f"{self.rows.split}: {len(self.examples):,} examples, {self.tokens:,} tokens ({self.loss_tokens:,} learnt)"
+        )
+        if self.rows.split == "eval":
+            head = f"eval: {len(self.examples):,} examples, {self.tokens:,} tokens ({self.loss_tokens:,} scored)"
+        forms = ", ".join(f"{form} {count:,}" for form, count in self.rows.forms.items())
+        lines = [f"{head} from {self.rows.title} ({reading.container}; {forms})"]
+        lines += [f"{group.count:,} left out, {group.reason}: {_at(unit, group)}" for group in reading.left_out]
+        if self.dropped:
+            why = f"their completion alone is over data.max_length ({self.max_length})"
+            lines.append(f"{self.dropped:,} left out, {why}: {_places(unit, self.dropped_at, self.dropped)}")
+        if self.truncated:
+            why = f"over data.max_length ({self.max_length}) lost the start of their prompt"
+            lines.append(f"{self.truncated:,} {why}: {_places(unit, self.truncated_at, self.truncated)}")
+        if self.broken_conversations:
+            lines.append(
+                f"{self.broken_conversations:,} conversations are several examples: the chat template does not repeat "
+                "earlier answers as they were generated"
+            )
+        if reading.unused:
+            lines.append(f"keys not used: {', '.join(f'{key} ({count:,} times)' for key, count in reading.unused)}")
+        return "\n  ".join(lines)
+
+    def provenance(self) -> dict[str, Any]:
+        """What an artifact's manifest says of it; canonical JSON."""
+        left_out = sum(group.count for group in self.rows.reading.left_out) + self.dropped
+        found: dict[str, Any] = {
+            "uri": self.rows.uri,
+            "sha256": self.rows.sha256,
+            "split": self.rows.split,
+            "examples": len(self.examples),
+            "tokens": self.tokens,
+            "forms": self.rows.forms,
+            "left_out": left_out,
+            "shortened": self.truncated,
+        }
+        optional = {"weight": self.weight, "label": self.rows.label, "templates_sha256": self.rows.templates_sha256}
+        return found | {key: value for key, value in optional.items() if value}
+
+
+class TextEncoder(Protocol):
+    """What tokenizing examples needs of a tokenizer."""
+
+    eos: int
+
+    def prompt(self, row: Row) -> list[int]:
+        """The prompt's tokens, as a server would make them."""
+        ...
+
+    def completion(self, text: str) -> list[int]:
+        """The completion's tokens, without special tokens."""
+        ...
+
+
+class BaseTokenizer:
+    """A stored base's tokenizer, through transformers. Owns nothing but it."""
+
+    def __init__(self, directory: Path, eos_token_ids: Sequence[int] = ()) -> None:
+        """`eos_token_ids` are those a server stops at; the tokenizer's own is preferred where it is one of them."""
+        quiet_transformers()
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(directory))
+        own = self._tokenizer.eos_token_id
+        if own is None and not eos_token_ids:
+            raise InvalidInputError(f"the tokenizer in {directory.name} has no end-of-sequence token")
+        self.eos: int = int(own if own in eos_token_ids or not eos_token_ids else eos_token_ids[0])
+        self.pad: int = int(self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self.eos)
+
+    def prompt(self, row: Row) -> list[int]:
+        """See `TextEncoder.prompt`."""
+        if isinstance(row.prompt, str):
+            return list(self._tokenizer(row.prompt)["input_ids"])
+        if self._tokenizer.chat_template is None:
+            if row.plain is not None:
+                return list(self._tokenizer(row.plain)["input_ids"])
+            raise InvalidInputError("this base has no chat template: write prompt and completion instead of messages")
+        text = self._tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in row.prompt], add_generation_prompt=True, tokenize=False
+        )
+        # The template writes the special tokens itself.
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def completion(self, text: str) -> list[int]:
+        """See `TextEncoder.completion`."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def tokenize(rows: Rows, encoder: TextEncoder, max_length: int, loss_on: str = "last") -> Dataset:
+    """The rows in tokens. `loss_on` is "last" or "all": which answers of a conversation the loss is over.
+
+    Raises `InvalidInputError` if none is left, or a prompt has no tokens.
+    """
+    examples: list[Example] = []
+    truncated: list[int] = []
+    dropped: list[int] = []
+    broken = 0
+    for row in rows.rows:
+        whole = _conversation(row, encoder) if loss_on == "all" else [_example(row, encoder)]
+        broken += len(whole) > 1
+        for example in whole:
+            if example.prompt_length == 0:
+                raise InvalidInputError(f"{rows.uri}: the prompt {row.prompt!r} is no token at all")
+            over = len(example.ids) - max_length
+            if over >= example.prompt_length:
+                dropped.append(row.number)
+                continue
+            if over > 0:
+                truncated.append(row.number)
+                example = _shorten(example, over)
+            examples.append(example)
+    if not examples:
+        raise InvalidInputError(f"{rows.uri}: every completion is over data.max_length ({max_length} tokens); raise it")
+    return dataset_of(rows, examples, max_length, truncated, dropped, broken)
+
+
+def dataset_of(
+    rows: Rows,
+    examples: Sequence[Example],
+    max_length: int,
+    truncated: Sequence[int],
+    dropped: Sequence[int],
+    broken_conversations: int = 0,
+) -> Dataset:
+    """The data set of these examples; `truncated` and `dropped` are the lines that `max_length` did that to."""
+    return Dataset(
+        rows,
+        tuple(examples),
+        len(truncated),
+        len(dropped),
+        max_length,
+        tuple(truncated[:MOST_NUMBERS]),
+        tuple(dropped[:MOST_NUMBERS]),
+        broken_conversations,
+    )
+
+
+def _example(row: Row, encoder: TextEncoder) -> Example:
+    prompt = encoder.prompt(row)
+    return Example((*prompt, *encoder.completion(row.completion), encoder.eos), len(prompt))
+
+
+def _conversation(row: Row, encoder: TextEncoder) -> list[Example]:
+    """One example for all answers of a row; where the tokens of one do not continue those before, another begins."""
+    if isinstance(row.prompt, str):
+        return [_example(row, encoder)]
+    found: list[Example] = []
+    # What opens a conversation answers nothing.
+    answers = [index for index, message in enumerate(row.prompt) if message.role == "assistant" and index > 0]
+    parts = [Row(row.prompt[:index], row.prompt[index].content) for index in answers] + [row]
+    for part in parts:
+        last = _example(part, encoder)
+        if found and last.ids[: len(found[-1].ids)] == found[-1].ids and last.prompt_length > len(found[-1].ids):
+            found[-1] = Example(last.ids, last.prompt_length, found[-1].spans)
+        else:
+            found.append(last)
+    return found
+
+
+def _shorten(example: Example, over: int) -> Example:
+    """Without its first `over` tokens, and without the earlier completions that this cuts into."""
+    earlier = tuple((start - over, end - over) for start, end in example.earlier if start > over)
+    return Example(example.ids[over:], example.prompt_length - over, earlier)
+
+
+def _at(unit: str, group: LeftOut) -> str:
+    return _places(unit, group.numbers, group.count)
+
+
+def _places(unit: str, numbers: Sequence[int], count: int) -> str:
+    named = ", ".join(str(number) for number in numbers)
+    return f"{unit}{'s' if count > 1 else ''} {named}{' and on' if count > len(numbers) else ''}"

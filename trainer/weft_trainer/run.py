@@ -1,0 +1,103 @@
+"""One training run, from configuration to artifact: the order of things, and nothing else."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from transformers import set_seed
+
+from weft_registry.home import Home
+from weft_registry.manifest import Manifest
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.recompute import recompute_layers
+from weft_trainer.objectives.course import Source
+from weft_trainer.objectives.score import Score
+from weft_trainer.output.export import export
+from weft_trainer.output.model_output import write_model
+from weft_trainer.progress import Reporter
+from weft_trainer.setup import Setup, set_up
+from weft_trainer.training.loop import Fitted, fit
+from weft_trainer.training.memory import explaining_out_of_memory
+from weft_trainer.training.rank import ALONE, Rank
+
+
+def run(config: TrainConfig, report: Reporter, home: Home | None = None, rank: Rank = ALONE) -> Path:
+    """What one of the training processes does; the first one writes. Raises what `weft_trainer.train.train` raises."""
+    started = time.monotonic()
+    setup = set_up(config, report, home, rank.device())
+    with (
+        explaining_out_of_memory(config, setup.longest),
+        tempfile.TemporaryDirectory(prefix="weft-train-") as temporary,
+    ):
+        scratch = Path(temporary)
+        sources = setup.sources(scratch, report)
+        model = _attach(setup, sources, scratch, report)
+        fitted = _fit(setup, model, sources, scratch, report, rank)
+        if not rank.writes:
+            return config.output
+        manifest, fitted = _export(setup, model, fitted, sources, report)
+    took = f"{time.monotonic() - started:.0f} s"
+    report.message(f"{config.output}: {manifest.size_bytes:,} bytes, {fitted.steps} steps, {took}")
+    if fitted.trained is not None:
+        report.message(f"held out, before extraction: {fitted.trained.describe()}")
+    if fitted.score is not None:
+        report.message(f"held out: {fitted.score.describe()}")
+    return config.output
+
+
+def _attach(setup: Setup, sources: Sequence[Source], scratch: Path, report: Reporter) -> AdaptedModel:
+    """The base wearing a freshly initialized adapter, with its objective."""
+    config = setup.config
+    base = setup.base()
+    setup.course.before(base, sources, scratch, report)
+    set_seed(config.training.seed)
+    model = setup.method.attach(base, setup.params, config.adapter, setup.tokenizer)
+    model.objective = setup.course.begin(model, sources, report)
+    if config.training.gradient_checkpointing:
+        recompute_layers(model.base)
+    count = sum(parameter.numel() for parameter in model.trainable().values())
+    report.message(f"{config.method} on {config.base}: {count:,} trainable parameters, layers from {setup.first_layer}")
+    return model
+
+
+def _fit(
+    setup: Setup, model: AdaptedModel, sources: Sequence[Source], scratch: Path, report: Reporter, rank: Rank
+) -> Fitted:
+    config, data, course = setup.config, setup.data, setup.course
+    evaluate = None if data.held_out is None else partial(_score, setup, model, sources, report)
+    if data.plan is None:
+        batches, count = course.batches(sources[0], None), course.count(data.train_examples)
+        return fit(model, batches, count, evaluate, config, scratch, report, rank)
+    # The plan is the whole run in order: one pass over it, in so many steps.
+    planned = replace(config, training=replace(config.training, steps=data.plan.steps))
+    batches, count = course.batches(sources[0], data.plan.rows), len(data.plan.rows)
+    return fit(model, batches, count, evaluate, planned, scratch, report, rank, shuffle=False)
+
+
+def _export(
+    setup: Setup, model: AdaptedModel, fitted: Fitted, sources: Sequence[Source], report: Reporter
+) -> tuple[Manifest, Fitted]:
+    """Writes the artifact, and the whole model where it is kept; an adapter that only approximates is scored first."""
+    config, stored = setup.config, setup.stored
+    outcome = model.outcome(setup.params)
+    if setup.model_directory is not None and outcome.read is not None:
+        write_model(stored, setup.model_directory, outcome.read)
+    if not outcome.exact and setup.data.held_out is not None:
+        served = setup.method.bare(setup.base(), outcome.params)
+        served.restore(outcome.tensors)
+        fitted = replace(fitted, score=_score(setup, served, sources, report), trained=fitted.score)
+    extra = {**outcome.provenance, **setup.course.provenance()}
+    manifest = export(config, stored, outcome.params, outcome.tensors, setup.data.datasets, fitted, extra)
+    return manifest, fitted
+
+
+def _score(setup: Setup, model: AdaptedModel, sources: Sequence[Source], report: Reporter) -> Score:
+    data = setup.data
+    assert data.held_out is not None, "asked only with held-out examples"
+    return setup.course.score(model, sources[1], data.held_out, report, data.groups)
