@@ -17,8 +17,8 @@ INSTALL = if test -t 1; then quiet=; else quiet=-q; fi; $(PIP) install $$quiet
 TORCH   = torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-install vllm-cpu test-vllm test-adapterhub check check-lint check-types check-layers check-protos \
-        protos protos-released bench bench-peers bench-peers-venv format docs-cli lock dist clean
+.PHONY: help venv demo test test-install vllm-cpu test-vllm test-adapterhub check check-lint check-types check-layers \
+        check-protos protos protos-released bench bench-peers bench-peers-venv format docs-cli lock dist clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile

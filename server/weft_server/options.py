@@ -25,7 +25,7 @@ class ServeOptions:
     metrics_port: int | None = None
     """For Prometheus, on `host`; 0 picks a free one, None has no such port."""
     http_port: int | None = None
-    """For Hugging Face clients that read the embedded registry, on `host`; 0 picks a free one, None has no such port."""
+    """For Hugging Face clients, on `host`, to read the embedded registry; 0 picks a free one, None has no such port."""
     registry: str | None = None
     """HOST:PORT of a registry elsewhere; None hosts the embedded one."""
     engine: str = "torch"
