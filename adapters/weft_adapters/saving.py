@@ -69,6 +69,8 @@ def save(
             metrics=metrics,
         )
         artifact.write_manifest(staging, manifest)
+        # safetensors writes for its owner alone; who may read the rest of the artifact may read the weights.
+        shutil.copymode(staging / artifact.MANIFEST, staging / artifact.WEIGHTS)
         staging.replace(directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

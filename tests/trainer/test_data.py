@@ -166,7 +166,7 @@ def test_dropped_records_are_counted_by_reason_with_their_lines(tmp_path: Path, 
     assert "keys not used: source (1 times)" in text
     assert tokenize(rows, tokenizer, 64).provenance()["left_out"] == 4
     with pytest.raises(InvalidInputError, match=r"d\.jsonl:2: .*data\.invalid=drop leaves such records out"):
-        read_rows(path, "train")
+        read_rows(path, "train", invalid="error")
     with pytest.raises(InvalidInputError, match="no examples: expected"):
         read_rows(write(tmp_path / "none.jsonl", {"x": 1}, {"y": 1}), "train", invalid="drop")
 

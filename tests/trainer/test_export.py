@@ -35,6 +35,7 @@ def test_the_registry_accepts_every_kind_of_artifact(
     assert manifest.metrics[0].dataset_sha256 == digests.of_file(config.data.train)
     assert {t.dtype for t in manifest.tensors} == {"F32"}
     assert sorted(p.name for p in directory.parent.iterdir()) == [directory.name], "nothing is left beside it"
+    assert len({path.stat().st_mode for path in directory.iterdir()}) == 1, "who may read one file may read them all"
 
 
 def test_without_held_out_examples_there_are_no_metrics(

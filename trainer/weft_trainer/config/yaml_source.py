@@ -32,7 +32,7 @@ class YamlSource:
         try:
             loader = yaml.SafeLoader(path.read_text())
         except FileNotFoundError:
-            raise NotFoundError(f"no configuration file at {path}") from None
+            raise NotFoundError(f"no YAML file at {path}") from None
         except UnicodeDecodeError as error:
             raise InvalidInputError(f"{path}: not YAML: {error}") from error
         except yaml.YAMLError as error:

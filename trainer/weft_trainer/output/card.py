@@ -75,7 +75,7 @@ def _training(config: TrainConfig, fitted: Fitted) -> list[str]:
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup:g}",
         "weight decay": f"{training.weight_decay:g}",
         "gradient norm at most": f"{training.max_grad_norm:g}" if training.max_grad_norm else "any",
-        "longest example": f"{config.data.max_length} tokens",
+        "longest example": f"at most {config.data.max_length} tokens",
         "base computed in": training.dtype,
         "seed": str(training.seed),
     }

@@ -97,6 +97,8 @@ def export(
             metrics=_metrics(datasets, fitted),
         )
         artifact.write_manifest(staging, manifest)
+        # safetensors writes for its owner alone; who may read the rest of the artifact may read the weights.
+        shutil.copymode(staging / artifact.MANIFEST, staging / artifact.WEIGHTS)
         _swap(staging, config.output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
