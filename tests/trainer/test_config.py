@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from weft_client.cli.train import train
+from weft_client.cli.app import app
 from weft_registry import canonical
 from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_trainer.config import adapter as adapter_config
@@ -172,10 +172,10 @@ def test_the_printed_configuration_loads_to_the_same_run(file: Path, tmp_path: P
 
 
 def test_the_command_prints_the_configuration_and_trains_nothing(file: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(train, [str(file), "training.seed=4", "--print-config"])
+    done = CliRunner().invoke(app, ["train", str(file), "training.seed=4", "--print-config"])
     assert (done.exit_code, done.stdout) == (0, configs.load(file, ["training.seed=4"]).as_yaml())
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    as_json = CliRunner().invoke(train, [str(file), "--print-config", "--json"])
+    as_json = CliRunner().invoke(app, ["train", str(file), "--print-config", "--json"])
     assert json.loads(as_json.stdout) == configs.load(file).as_json()
 
 
