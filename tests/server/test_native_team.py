@@ -36,3 +36,14 @@ def test_threads_that_slept_through_a_program_notice_the_end(lengths: tuple[int,
                 # Long enough to fall asleep behind this program; not behind the last one.
                 time.sleep(0.001 * (attempt % 3))
         team.close()
+
+
+def test_more_threads_than_cores_all_end_right_behind_a_program() -> None:
+    reason = unsupported_here()
+    if reason is not None:
+        pytest.skip(reason)
+    programs = Programs()
+    for attempt in range(150):
+        team = Team(built(native.BUILT), 40)
+        team.run(programs.of(1 + attempt % 7))
+        team.close()

@@ -124,12 +124,11 @@ static State run(Team *team, State state) {
 
 static void *work(void *arg) {
     Team *team = arg;
-    for (State state = 0;;) {
-        state = await_change(team, state, IDLE_OFFERS);
-        if (atomic_load(&team->closing))
-            return NULL;
-        state = run(team, state);
-    }
+    State state = 0;
+    /* Asked before every wait: whoever came late to a program may have seen CLOSED already, and would wait for more. */
+    while (!atomic_load(&team->closing))
+        state = run(team, await_change(team, state, IDLE_OFFERS));
+    return NULL;
 }
 
 void weft_team_close(Team *team);
