@@ -9,7 +9,6 @@ The norms follow from the base's weights, so they are computed once, when an ada
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,16 +16,8 @@ import torch
 from torch import Tensor
 
 from weft_adapters.int4 import Int4Weight
-from weft_adapters.kinds.kind import (
-    Adapter,
-    BaseWeights,
-    Kind,
-    LinearPack,
-    LinearSite,
-    LowRankFactors,
-    OutputScale,
-)
-from weft_adapters.kinds.low_rank import check_scaling, low_rank_factors, pack_low_rank
+from weft_adapters.kinds.kind import Adapter, BaseWeights, OutputScale
+from weft_adapters.kinds.lora import Lora
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.dora import MAGNITUDE, DoraSchema
 from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams
@@ -35,17 +26,11 @@ from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams
 _SCALE, _SHIFT = ".dora_scale", ".dora_shift"
 
 
-class Dora(Kind[LowRankParams]):
-    """DoRA over any subset of the base's linear modules, ranks free to differ."""
+class Dora(Lora):
+    """DoRA over any subset of the base's linear modules, ranks free to differ: LoRA's delta under a scale."""
 
     schema = DoraSchema()
-    mergeable = True
-    low_rank = True
     scales = True
-
-    def check(self, adapter: Adapter[Any]) -> None:
-        """See `Kind.check`."""
-        check_scaling(adapter)
 
     def prepare(self, adapter: Adapter[LowRankParams], base: BaseWeights) -> Adapter[LowRankParams]:
         """Adds g (N,) of every module and, where the module has a bias, (1 - g) b, both in float32.
@@ -54,20 +39,15 @@ class Dora(Kind[LowRankParams]):
         """
         added: dict[str, Tensor] = {}
         for module in adapter.params.target_modules:
-            factors = low_rank_factors(adapter, module)
-            assert factors is not None, module
-            device = factors[0].device
-            scale_N = _scale(_adapted(base.int4(module).to(device), factors), adapter, module)
+            device = adapter.tensors[PEFT_PREFIX + module + MAGNITUDE].device
+            adapted_NK = super().overlay(module, base.int4(module).to(device), adapter)
+            assert adapted_NK is not None, module
+            scale_N = _scale(adapted_NK, adapter, module)
             added[module + _SCALE] = scale_N
             bias_N = base.bias(module)
             if bias_N is not None:
                 added[module + _SHIFT] = (1 - scale_N) * bias_N.to(device).float()
         return replace(adapter, tensors={**adapter.tensors, **added})
-
-    def factors(self, adapter: Adapter[Any], module: str) -> LowRankFactors | None:
-        """See `Kind.factors`."""
-        found = low_rank_factors(adapter, module)
-        return None if found is None else LowRankFactors(*found, pooled=False)
 
     def output_scale(self, adapter: Adapter[Any], module: str) -> OutputScale | None:
         """See `Kind.output_scale`."""
@@ -75,30 +55,10 @@ class Dora(Kind[LowRankParams]):
             return None
         return OutputScale(adapter.tensors[module + _SCALE], adapter.tensors.get(module + _SHIFT))
 
-    def pack(self, adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> LinearPack | None:
-        """See `Kind.pack`: LoRA's."""
-        return pack_low_rank(adapters, site, lambda params: 1)
-
-    def compose(self, parts: Sequence[tuple[Adapter[Any], float]], digest: str) -> Adapter[Any]:
-        """See `Kind.compose`: factors side by side."""
-        # On use, because it knows every kind.
-        from weft_adapters.composition import compose_low_rank
-
-        return compose_low_rank(parts, digest)
-
     def overlay(self, module: str, weight: Int4Weight, adapter: Adapter[LowRankParams]) -> Tensor | None:
         """`g (W + s B A)`, dense: the delta is below the int4 grid's step. The bias stays."""
-        factors = low_rank_factors(adapter, module)
-        if factors is None:
-            return None
-        adapted_NK = _adapted(weight, factors)
-        return adapted_NK.mul_(_scale(adapted_NK, adapter, module)[:, None])
-
-
-def _adapted(weight: Int4Weight, factors: tuple[Tensor, Tensor, float]) -> Tensor:
-    """`W + s B A` in float32."""
-    a_rK, b_Nr, scaling = factors
-    return weight.dequantize().addmm_(b_Nr.float(), a_rK.float(), alpha=scaling)
+        adapted_NK = super().overlay(module, weight, adapter)
+        return None if adapted_NK is None else adapted_NK.mul_(_scale(adapted_NK, adapter, module)[:, None])
 
 
 def _scale(adapted_NK: Tensor, adapter: Adapter[Any], module: str) -> Tensor:

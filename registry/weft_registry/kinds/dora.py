@@ -11,38 +11,25 @@ from typing import Any
 
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
-from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams, low_rank_block, module_shape, read_low_rank
-from weft_registry.kinds.low_rank_peft import low_rank_differences, low_rank_from_peft, low_rank_to_peft
-from weft_registry.kinds.schema import BlockReader, Shapes, TensorSpec
+from weft_registry.kinds.lora import LoraSchema
+from weft_registry.kinds.low_rank import PEFT_PREFIX, LowRankParams, module_shape
+from weft_registry.kinds.schema import Shapes, TensorSpec
 
 MAGNITUDE = ".lora_magnitude_vector"
 """The end of a magnitude's name. PEFT keeps it in a module of its own, and leaves that module's `.weight` out of the
 file."""
 
 
-class DoraSchema:
+class DoraSchema(LoraSchema):
     """`A` is (r, in), `B` is (out, r) and the magnitude (out,) at every target module."""
 
     name = "dora"
 
-    def parse(self, block: Mapping[str, Any]) -> LowRankParams:
-        """See `KindSchema.parse`."""
-        reader = BlockReader(block)
-        params = read_low_rank(reader)
-        reader.end()
-        return params
-
-    def block(self, params: LowRankParams) -> dict[str, Any]:
-        """See `KindSchema.block`."""
-        return low_rank_block(params)
-
     def tensors(self, params: LowRankParams, base: BaseSpec | None) -> dict[str, TensorSpec]:
         """See `KindSchema.tensors`. Magnitudes scale whole outputs, so they are never rounded to an engine's dtype."""
-        specs: dict[str, TensorSpec] = {}
+        specs = super().tensors(params, base)
         for module in params.target_modules:
-            rank, (n_out, n_in) = params.rank(module), module_shape(module, base)
-            specs[f"{PEFT_PREFIX}{module}.lora_A.weight"] = TensorSpec((rank, n_in))
-            specs[f"{PEFT_PREFIX}{module}.lora_B.weight"] = TensorSpec((n_out, rank))
+            n_out, _ = module_shape(module, base)
             specs[f"{PEFT_PREFIX}{module}{MAGNITUDE}"] = TensorSpec((n_out,), wide=True)
         return specs
 
@@ -58,7 +45,7 @@ class DoraSchema:
             raise InvalidInputError("adapter_config.json: use_dora: expected true or false")
         plain = {key: value for key, value in config.items() if key != "use_dora"}
         factors = {name: shape for name, shape in shapes.items() if not name.endswith(MAGNITUDE)}
-        params = low_rank_from_peft(plain, factors, base)
+        params = super().from_peft(plain, factors, base)
         expected = {
             f"{PEFT_PREFIX}{module}{MAGNITUDE}": factors[f"{PEFT_PREFIX}{module}.lora_B.weight"][:1]
             for module in params.target_modules
@@ -70,12 +57,8 @@ class DoraSchema:
                 raise InvalidInputError(f"tensor {name}: missing, and adapter_config.json sets use_dora")
             if shapes[name] != expected[name]:
                 raise InvalidInputError(f"{name}: shape {shapes[name]}, but lora_B gives its module {expected[name]}")
-        return self.parse(self.block(params))
+        return params
 
     def to_peft(self, params: LowRankParams, base: BaseSpec) -> dict[str, Any]:
         """See `KindSchema.to_peft`."""
-        return {**low_rank_to_peft(params), "use_dora": True}
-
-    def differences(self, declared: LowRankParams, found: LowRankParams) -> list[str]:
-        """See `KindSchema.differences`."""
-        return low_rank_differences(declared, found)
+        return {**super().to_peft(params, base), "use_dora": True}
