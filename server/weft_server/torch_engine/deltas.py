@@ -9,36 +9,16 @@ kinds share, as long as all active adapters do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite, SublayerPack, SublayerSite
-from weft_adapters.scales import (
-    RowScale,
-    adapter_input_scale,
-    adapter_output_scale,
-    input_scales,
-    output_scales,
-)
+from weft_adapters.scales import RowScale, input_scales, output_scales
 from weft_adapters.segments import Segments
 
 _S = TypeVar("_S")
 _P = TypeVar("_P")
-
-
-@dataclass(frozen=True)
-class Touched:
-    """Where active adapters do something that a low-rank operator does not."""
-
-    inputs: frozenset[LinearSite] = frozenset()
-    """Sites whose input is scaled."""
-    packed: frozenset[LinearSite] = frozenset()
-    """Sites whose output gets a pack's delta."""
-    outputs: frozenset[LinearSite] = frozenset()
-    """Sites whose output is scaled."""
-    sublayers: frozenset[SublayerSite] = frozenset()
 
 
 class ActiveAdapters:
@@ -92,16 +72,14 @@ class ActiveAdapters:
         """The index of an active adapter."""
         return self._index[digest]
 
-    def touched(self, sites: Sequence[LinearSite], sublayers: Sequence[SublayerSite]) -> Touched:
-        """Where active adapters do more than their low-rank factors say."""
+    def packed_sites(self, sites: Sequence[LinearSite]) -> frozenset[LinearSite]:
+        """The sites at which active adapters of kinds that are not low-rank have something to add."""
         kinds = [kind for kind in self._kinds if not kind.low_rank]
-        scaling = [adapter for adapter in self._adapters if adapter is not None and adapter.kind.scales]
-        return Touched(
-            frozenset(s for s in sites if any(adapter_input_scale(a, s) is not None for a in scaling)),
-            frozenset(s for s in sites if any(self._pack(kind, s) for kind in kinds)),
-            frozenset(s for s in sites if any(adapter_output_scale(a, s) is not None for a in scaling)),
-            frozenset(s for s in sublayers if any(self._sublayer(kind, s) for kind in self._kinds)),
-        )
+        return frozenset(site for site in sites if any(self._pack(kind, site) for kind in kinds))
+
+    def changed_sublayers(self, sublayers: Sequence[SublayerSite]) -> frozenset[SublayerSite]:
+        """The sublayers at whose end active adapters do something."""
+        return frozenset(site for site in sublayers if any(self._sublayer(kind, site) for kind in self._kinds))
 
     def apply_input(self, site: LinearSite, x_TK: Tensor, segments: Segments) -> None:
         """Scales the input of `site` for the rows of every active adapter that does, in place."""

@@ -28,7 +28,7 @@ from weft_adapters.base.load import StoredBase
 from weft_adapters.int4 import Int4Weight
 from weft_adapters.kinds.kind import Adapter, LinearSite, SublayerSite
 from weft_server.torch_engine.batch import StepBatch
-from weft_server.torch_engine.deltas import ActiveAdapters, Touched
+from weft_server.torch_engine.deltas import ActiveAdapters
 from weft_server.torch_engine.kv_cache import CacheShape
 from weft_server.torch_engine.layers import load_layer
 from weft_server.torch_engine.logits import Logits
@@ -54,6 +54,19 @@ Stop = Callable[[StepBatch, ActiveAdapters], None]
 """What is done between two lists of operators: adapters act on the buffers."""
 
 
+@dataclass(frozen=True)
+class _Touched:
+    """Where active adapters do more than their low-rank factors say."""
+
+    inputs: frozenset[LinearSite] = frozenset()
+    """Sites whose input is scaled."""
+    packed: frozenset[LinearSite] = frozenset()
+    """Sites whose output gets a pack's delta."""
+    outputs: frozenset[LinearSite] = frozenset()
+    """Sites whose output is scaled."""
+    sublayers: frozenset[SublayerSite] = frozenset()
+
+
 @dataclass(frozen=True, eq=False)
 class _Program:
     """Operators to run, each list followed by a stop; the last by the end."""
@@ -62,7 +75,7 @@ class _Program:
     arguments: tuple[ctypes.Structure, ...]
     """What the operators point at."""
     overlay: Overlay | None
-    touched: Touched
+    touched: _Touched
     """Where it stops."""
 
 
@@ -103,7 +116,7 @@ class NativeDecoder:
         self._cache: NativeKvStore | None = None
         self._step = layout.Step()
         self._program: _Program | None = None
-        self._touched = Touched()
+        self._touched = _Touched()
         """Where the active adapters want a stop."""
 
     @property
@@ -167,7 +180,12 @@ class NativeDecoder:
         changed = self._low_rank.update(adapters)
         if changed:
             self._scales.update(adapters)
-            self._touched = adapters.touched(self.sites, self._ends)
+            self._touched = _Touched(
+                inputs=self._scales.scaled_inputs(),
+                packed=adapters.packed_sites(self.sites),
+                outputs=self._scales.scaled_outputs(),
+                sublayers=adapters.changed_sublayers(self._ends),
+            )
         rows, wanted = step.token_T.shape[0], step.last_S.shape[0]
         if rows > self._buffers.rows or self._low_rank.ranks > self._buffers.ranks:
             rows, ranks = max(_rounded(rows), self._buffers.rows), max(self._low_rank.ranks, self._buffers.ranks)
@@ -212,7 +230,7 @@ class NativeDecoder:
         s.segments, s.spans, s.blocks = segment_array.ctypes.data, span_array.ctypes.data, block_array.ctypes.data
         return [segment_array, span_array, block_array, token_T, embedding_VE]
 
-    def _compile(self, overlay: Overlay | None, touched: Touched) -> _Program:
+    def _compile(self, overlay: Overlay | None, touched: _Touched) -> _Program:
         assert self._cache is not None, "new_cache comes before the first step"
         c, b = self.config, self._buffers
         step = ctypes.addressof(self._step)

@@ -55,6 +55,17 @@ class ScaleTable:
                 self._laid[adapter.digest] = laid
                 self.table_PI[:, index] = laid.column_P
 
+    def scaled_inputs(self) -> frozenset[LinearSite]:
+        """The sites whose input an active adapter scales."""
+        return self._scaled(0)
+
+    def scaled_outputs(self) -> frozenset[LinearSite]:
+        """The sites whose output an active adapter scales."""
+        return self._scaled(1)
+
+    def _scaled(self, side: int) -> frozenset[LinearSite]:
+        return frozenset(site for site, place in self.place.items() if self.table_PI[place + side]["scale"].any())
+
     def _lay_out(self, adapter: Adapter[Any]) -> _Laid:
         column_P, kept = np.zeros(2 * len(self._sites), ROW_SCALE), []
 
