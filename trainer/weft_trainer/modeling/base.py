@@ -112,7 +112,7 @@ def build(
             merged = (overlays or {}).get(module)
             weight = stored.int4(module) if merged is None else merged
             bias = (biases or {}).get(module, stored.bias(module))
-            _replace(model, shift_layer(module, -first), _linear(weight, bias, dtype, dense))
+            replace_module(model, shift_layer(module, -first), _linear(weight, bias, dtype, dense))
     _assign(model, stored, first, dtype)
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
     model.requires_grad_(False)
@@ -137,14 +137,20 @@ def _linear(weight: Int4Weight | Tensor, bias: Tensor | None, dtype: torch.dtype
         if not dense:
             return Int4Linear(weight, bias)
         weight = weight.dequantize(dtype)
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return dense_linear(weight, bias, dtype)
+
+
+def dense_linear(weight_NK: Tensor, bias_N: Tensor | None, dtype: torch.dtype) -> nn.Linear:
+    """A frozen linear layer over a dense weight, in `dtype`."""
+    linear = nn.Linear(weight_NK.shape[1], weight_NK.shape[0], bias_N is not None, device="meta")
+    linear.weight = nn.Parameter(weight_NK.to(dtype), requires_grad=False)
+    if bias_N is not None:
+        linear.bias = nn.Parameter(bias_N.to(dtype), requires_grad=False)
     return linear
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts `module` in the place of the one of that name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from weft_adapters.base.load import StoredBase
 from weft_adapters.int4 import Int4Linear, Int4Weight
-from weft_trainer.modeling.base import build, layer_of
+from weft_trainer.modeling.base import build, dense_linear, layer_of, replace_module
 from weft_trainer.progress import Reporter
 
 Quantize = Callable[[str, Tensor, Tensor], Int4Weight]
@@ -50,12 +50,12 @@ def calibrate(
             found = {module: dense(module) for module in modules}
             weights = {module: weight_NK for module, weight_NK in found.items() if weight_NK is not None}
             for module, weight_NK in weights.items():
-                _put(base.model, module, _dense_linear(weight_NK, stored.bias(module)))
+                replace_module(base.model, module, dense_linear(weight_NK, stored.bias(module), torch.float32))
             seen = _inputs(base.model, list(weights), partial(_run_all, model, layer, states)) if weights else {}
             for module in modules:
                 if module in weights:
                     quantized = quantize(module, weights[module], seen[module])
-                    _put(base.model, module, Int4Linear(quantized, stored.bias(module)))
+                    replace_module(base.model, module, Int4Linear(quantized, stored.bias(module)))
                     yield module, quantized
                 else:
                     yield module, stored.int4(module)
@@ -100,16 +100,3 @@ def _run(model: Any, layer: Any, state_BTD: Tensor) -> Tensor:
     )
     result: Tensor = out[0] if isinstance(out, tuple) else out
     return result
-
-
-def _dense_linear(weight_NK: Tensor, bias_N: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight_NK.shape[1], weight_NK.shape[0], bias_N is not None, device="meta")
-    linear.weight = nn.Parameter(weight_NK, requires_grad=False)
-    if bias_N is not None:
-        linear.bias = nn.Parameter(bias_N.float(), requires_grad=False)
-    return linear
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
