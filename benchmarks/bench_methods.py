@@ -10,12 +10,13 @@ bench_decode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import experiments
-from benchmarks.experiments import Trained, mean_and_interval, say
+from benchmarks.experiments import mean_and_interval, say
+from benchmarks.ledger import Ledger, Values
 from benchmarks.report import Row, arguments, report
 
 TOP = {"layers": "top:8"}
@@ -57,49 +58,59 @@ RECIPES: Mapping[str, Recipe] = {
 
 def main() -> None:
     """Runs the benchmark."""
-    args = arguments(__doc__ or "")
+    args = arguments(__doc__ or "", hours=True)
     names = ("topic",) if args.quick else ("topic", "sentiment")
     seeds = (0,) if args.quick else (0, 1, 2)
     steps = 4 if args.quick else None
+    ledger = experiments.ledger("methods", resume=args.resume)
     rows: list[Row] = []
     for task in names:
         for name, recipe in RECIPES.items():
-            rows += _rows(f"{task}_{name}", [_trained(task, recipe, seed, steps) for seed in seeds])
+            rows += _rows(f"{task}_{name}", [_found(ledger, task, recipe, seed, steps) for seed in seeds])
     for rank in (8,) if args.quick else RANKS:
         recipe = Recipe("lora", 4e-3, {"r": rank, "alpha": 2 * rank, **TOP})
-        rows += _rows(f"topic_lora_r{rank}", [_trained("topic", recipe, seed, steps) for seed in seeds])
+        rows += _rows(f"topic_lora_r{rank}", [_found(ledger, "topic", recipe, seed, steps) for seed in seeds])
     report("Methods on real tasks, SmolLM2-135M int4", rows, args.json)
 
 
-def _trained(task: str, recipe: Recipe, seed: int, steps: int | None) -> Trained:
+def _found(ledger: Ledger, task: str, recipe: Recipe, seed: int, steps: int | None) -> Values:
+    """One training run's figures."""
     adapter = {**recipe.adapter, **({"init_text": _INIT[task]} if recipe.from_text else {})}
-    done = experiments.run(
-        task,
-        recipe.method,
-        seed,
-        adapter=adapter,
-        training={
-            "steps": steps or recipe.steps,
-            "batch_size": 16,
-            "learning_rate": recipe.learning_rate,
-            "warmup": 0.1,
-        },
-        eval_rows=16 if steps else None,
-    )
-    say(f"{task} {recipe.method} {adapter} seed {seed}: {done.score.exact_match:.3f} in {done.seconds:.0f} s")
-    return done
+    training = {
+        "steps": steps or recipe.steps,
+        "batch_size": 16,
+        "learning_rate": recipe.learning_rate,
+        "warmup": 0.1,
+    }
+
+    def measure() -> Values:
+        done = experiments.run(
+            task, recipe.method, seed, adapter=adapter, training=training, eval_rows=16 if steps else None
+        )
+        return {
+            "exact_match": done.score.exact_match,
+            "loss": done.score.loss,
+            "parameters": done.parameters,
+            "bytes": done.manifest.size_bytes,
+            "cpu_seconds": done.cpu_seconds,
+        }
+
+    key = {"task": task, "method": recipe.method, "seed": seed, "adapter": adapter, "training": training}
+    values = ledger.values(key, measure)
+    say(f"{task} {recipe.method} {adapter} seed {seed}: {values['exact_match']:.3f}, {values['cpu_seconds']:.0f} CPU s")
+    return values
 
 
-def _rows(metric: str, runs: list[Trained]) -> list[Row]:
-    mean, interval = mean_and_interval([run.score.exact_match for run in runs])
-    loss, _ = mean_and_interval([run.score.loss for run in runs])
-    seconds, _ = mean_and_interval([run.seconds for run in runs])
+def _rows(metric: str, runs: Sequence[Values]) -> list[Row]:
+    mean, interval = mean_and_interval([run["exact_match"] for run in runs])
+    loss, _ = mean_and_interval([run["loss"] for run in runs])
+    seconds, _ = mean_and_interval([run["cpu_seconds"] for run in runs])
     return [
         Row(metric, mean, f"exact match ± {interval:.3f} (95%, {len(runs)} seeds)"),
         Row(f"{metric}_loss", loss, "nats"),
-        Row(f"{metric}_parameters", runs[0].parameters, "numbers stored"),
-        Row(f"{metric}_bytes", runs[0].manifest.size_bytes, "bytes"),
-        Row(f"{metric}_training", seconds, "s"),
+        Row(f"{metric}_parameters", runs[0]["parameters"], "numbers stored"),
+        Row(f"{metric}_bytes", runs[0]["bytes"], "bytes"),
+        Row(f"{metric}_training", seconds, "CPU s"),
     ]
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import experiments
 from benchmarks.experiments import mean_and_interval, say
+from benchmarks.ledger import Values
 from benchmarks.report import Row, arguments, report
 from benchmarks.subjects import BASE_NAME, benchmark_home
 from weft_registry.base import BaseStore
@@ -32,30 +34,39 @@ CALIBRATION: dict[str, Any] = {"samples": 64, "length": 128}
 
 def main() -> None:
     """Runs the benchmark."""
-    args = arguments(__doc__ or "")
+    args = arguments(__doc__ or "", hours=True)
     names = ("topic",) if args.quick else ("topic", "sentiment")
     widths, seeds = ((3,), (0,)) if args.quick else ((4, 3, 2), (0, 1, 2))
     training = {**TRAINING, "steps": 20} if args.quick else TRAINING
     rows = 64 if args.quick else None
+    ledger = experiments.ledger("qalora", resume=args.resume)
     values: dict[str, list[float]] = {}
     for task in names:
         for bits in widths:
             base = base_of(bits, task)
-            note(values, f"{task}_{bits}bit_base", experiments.scored(task, None, base, eval_rows=rows).exact_match)
+            key = {"task": task, "bits": bits, "rows": rows, "calibration": CALIBRATION}
+            note(values, f"{task}_{bits}bit", ledger.values(key, partial(alone, task, base, rows)))
             for seed in seeds:
-                for name, score in cell(task, base, bits, seed, training, rows).items():
-                    note(values, f"{task}_{bits}bit_{name}", score)
-    found = []
+                measure = partial(cell, task, base, bits, seed, training, rows)
+                found = ledger.values({**key, "seed": seed, "adapter": ADAPTER, "training": training}, measure)
+                note(values, f"{task}_{bits}bit", found)
+    table = []
     for metric, scores in values.items():
         mean, interval = mean_and_interval(scores)
-        found.append(Row(metric, mean, f"exact match ± {interval:.3f} (95%, {len(scores)} seeds)"))
-    report("What is left of an adapter after merging, by the base's bits", found, args.json)
+        table.append(Row(metric, mean, f"exact match ± {interval:.3f} (95%, {len(scores)} seeds)"))
+    report("What is left of an adapter after merging, by the base's bits", table, args.json)
 
 
-def note(values: dict[str, list[float]], metric: str, value: float) -> None:
-    """Keeps a score, and says it."""
-    values.setdefault(metric, []).append(value)
-    say(f"{metric}: {value:.3f}")
+def note(values: dict[str, list[float]], prefix: str, found: Values) -> None:
+    """Keeps scores, and says them."""
+    for name, value in found.items():
+        values.setdefault(f"{prefix}_{name}", []).append(value)
+        say(f"{prefix}_{name}: {value:.3f}")
+
+
+def alone(task: str, base: str, rows: int | None) -> Values:
+    """The base's own score."""
+    return {"base": experiments.scored(task, None, base, eval_rows=rows).exact_match}
 
 
 def base_of(bits: int, task: str) -> str:
@@ -81,7 +92,7 @@ def base_of(bits: int, task: str) -> str:
     return name
 
 
-def cell(task: str, base: str, bits: int, seed: int, training: Mapping[str, Any], rows: int | None) -> dict[str, float]:
+def cell(task: str, base: str, bits: int, seed: int, training: Mapping[str, Any], rows: int | None) -> Values:
     """Every way to serve the two adapters of one seed."""
 
     def trained(method: str) -> experiments.Trained:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.ledger import Ledger
 from benchmarks.subjects import BASE_NAME, benchmark_home, real_base
 from demo import tasks
 from weft_registry import artifact
@@ -34,7 +35,8 @@ class Trained:
 
     artifact: Path
     manifest: Manifest
-    seconds: float
+    cpu_seconds: float
+    """Of all cores together: what training took, whatever else the machine did meanwhile."""
 
     @property
     def score(self) -> Score:
@@ -52,6 +54,11 @@ def home() -> Home:
     """The benchmarks' home, with the real base in it."""
     real_base(benchmark_home())
     return benchmark_home()
+
+
+def ledger(name: str, *, resume: bool) -> Ledger:
+    """What the benchmark of this name has found."""
+    return Ledger(benchmark_home().cache / "ledgers" / name, resume=resume)
 
 
 def data(task: str) -> tuple[Path, Path]:
@@ -81,9 +88,9 @@ def run(
         "adapter": dict(adapter),
         "training": {**training, "seed": seed},
     }
-    begin = time.monotonic()
+    begin = time.process_time()
     directory = train(configs.parse(document), QuietReporter(), home())
-    return Trained(directory, artifact.read(directory), time.monotonic() - begin)
+    return Trained(directory, artifact.read(directory), time.process_time() - begin)
 
 
 def scored(
