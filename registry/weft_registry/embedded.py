@@ -12,13 +12,15 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from weft_registry import artifact, canonical, changes, parts, records
+from weft_registry import artifact, canonical, parts
 from weft_registry import digest as digests
-from weft_registry import tables as t
 from weft_registry.api import AdapterSummary, Alias, Progress, Published, VerifyReport, Version
 from weft_registry.base import BaseStore
-from weft_registry.blobs import BlobLimits, BlobStore
-from weft_registry.catalog import Catalog
+from weft_registry.blobs.local import LocalBlobStore
+from weft_registry.blobs.store import BlobLimits, BlobStore
+from weft_registry.catalog import changes, records
+from weft_registry.catalog import tables as t
+from weft_registry.catalog.database import Catalog
 from weft_registry.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -28,7 +30,6 @@ from weft_registry.errors import (
     PreconditionError,
 )
 from weft_registry.home import Home
-from weft_registry.local_blobs import LocalBlobStore
 from weft_registry.manifest import Manifest
 from weft_registry.reference import LATEST, AdapterName, Reference, check_label, check_name
 

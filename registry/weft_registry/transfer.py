@@ -18,7 +18,7 @@ from pathlib import Path
 from weft_registry import artifact, validation
 from weft_registry import digest as digests
 from weft_registry.api import Progress, Published, RegistryApi, Version
-from weft_registry.blobs import VerifiedChunks
+from weft_registry.blobs.store import VerifiedChunks
 from weft_registry.errors import CorruptionError, InvalidInputError, PreconditionError
 from weft_registry.home import Home
 from weft_registry.manifest import FileEntry

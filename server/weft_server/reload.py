@@ -23,7 +23,7 @@ from weft_registry.errors import (
     PreconditionError,
     UnavailableError,
 )
-from weft_registry.service import RegistryServicer
+from weft_registry.serve.service import RegistryServicer
 from weft_server.residency import Residency
 from weft_server.resolution import Followed, Resolved, Resolver
 

@@ -40,7 +40,7 @@ from weft_registry.errors import (
     WeftError,
 )
 from weft_registry.home import Home
-from weft_registry.service import RegistryServicer
+from weft_registry.serve.service import RegistryServicer
 from weft_registry.status import ErrorInterceptor, to_rpc_status
 
 HIDDEN, GROUP, RANK = 64, 32, 4

@@ -30,7 +30,7 @@ from weft_registry.kinds.prefix import PrefixParams
 from weft_registry.kinds.prompt import PromptParams
 from weft_registry.kinds.qalora import QaLoraParams
 from weft_registry.messages import MAX_MESSAGE_BYTES
-from weft_registry.service import RegistryServicer
+from weft_registry.serve.service import RegistryServicer
 from weft_registry.status import ErrorInterceptor
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from tests.registry.lab import python
-from weft_registry import tables
-from weft_registry.catalog import Catalog
+from weft_registry.catalog import tables
+from weft_registry.catalog.database import Catalog
 from weft_registry.errors import CorruptionError, PreconditionError, UnavailableError
 from weft_registry.home import Home
 

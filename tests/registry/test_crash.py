@@ -19,12 +19,12 @@ NAME = AdapterName("team", "support")
 # Where the process kills itself: it replaces one real function by its own death, before or after the real work.
 POINTS = {
     "while a blob is written": ("os", "fsync", "before"),
-    "before a blob appears": ("weft_registry.local_blobs:LocalBlobStore", "_install", "before"),
-    "after the first blob": ("weft_registry.local_blobs:LocalBlobStore", "_install", "after"),
+    "before a blob appears": ("weft_registry.blobs.local:LocalBlobStore", "_install", "before"),
+    "after the first blob": ("weft_registry.blobs.local:LocalBlobStore", "_install", "after"),
     "after all blobs": ("weft_registry.validation", "validate", "before"),
-    "after validation": ("weft_registry.changes", "insert_version", "before"),
-    "inside the transaction": ("weft_registry.changes", "move_alias", "after"),
-    "before the commit": ("weft_registry.changes", "insert_version", "after"),
+    "after validation": ("weft_registry.catalog.changes", "insert_version", "before"),
+    "inside the transaction": ("weft_registry.catalog.changes", "move_alias", "after"),
+    "before the commit": ("weft_registry.catalog.changes", "insert_version", "after"),
     "after the commit": ("weft_registry.embedded:EmbeddedRegistry", "publish", "after"),
 }
 SCRIPT = """

@@ -11,7 +11,8 @@ import pytest
 
 from tests.registry.lab import python
 from weft_registry import digest as digests
-from weft_registry.blobs import BlobLimits
+from weft_registry.blobs.local import LocalBlobStore
+from weft_registry.blobs.store import BlobLimits
 from weft_registry.errors import (
     CorruptionError,
     ExhaustedError,
@@ -20,7 +21,6 @@ from weft_registry.errors import (
     OffsetError,
 )
 from weft_registry.home import Home
-from weft_registry.local_blobs import LocalBlobStore
 
 DATA = os.urandom(3 * (1 << 20) + 17)
 DIGEST = digests.of_bytes(DATA)
@@ -228,7 +228,7 @@ FILL = """
 import resource, signal, sys
 from pathlib import Path
 from weft_registry.errors import ExhaustedError
-from weft_registry.local_blobs import LocalBlobStore
+from weft_registry.blobs.local import LocalBlobStore
 
 root, digest, source = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 store, data = LocalBlobStore(root), source.read_bytes()

@@ -9,8 +9,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from tests.registry.lab import python
-from weft_registry import tables, transfer
-from weft_registry.catalog import Catalog
+from weft_registry import transfer
+from weft_registry.catalog import tables
+from weft_registry.catalog.database import Catalog
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName

@@ -18,7 +18,6 @@ from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
 from weft_registry import artifact, transfer
 from weft_registry import digest as digests
-from weft_registry import service as service_module
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (
     ConflictError,
@@ -34,6 +33,7 @@ from weft_registry.home import Home
 from weft_registry.messages import MAX_CHUNK_BYTES
 from weft_registry.reference import AdapterName
 from weft_registry.remote import RemoteRegistry
+from weft_registry.serve import service as service_module
 from weft_registry.status import from_rpc_error
 
 NewArtifact = Callable[..., Path]
@@ -145,7 +145,7 @@ import grpc
 from weft.v1 import registry_pb2_grpc
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
-from weft_registry.service import RegistryServicer
+from weft_registry.serve.service import RegistryServicer
 from weft_registry.status import ErrorInterceptor
 
 async def main():

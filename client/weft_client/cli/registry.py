@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from weft_client.cli.options import FiniteRange
-from weft_registry.serving_options import RegistryServeOptions
+from weft_registry.serve.options import RegistryServeOptions
 
 _DEFAULTS = RegistryServeOptions()
 
@@ -58,6 +58,6 @@ def serve(**settings: Any) -> None:
       weft registry serve
       HF_ENDPOINT=http://127.0.0.1:50080 hf download acme/topics --revision v1
     """
-    from weft_registry.serving import serve as run
+    from weft_registry.serve.serving import serve as run
 
     run(RegistryServeOptions(**settings))

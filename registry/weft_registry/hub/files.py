@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from weft_registry import artifact
 from weft_registry.api import Version
-from weft_registry.blobs import BlobStore
+from weft_registry.blobs.store import BlobStore
 from weft_registry.digest import CHUNK_BYTES
 from weft_registry.errors import CorruptionError, NotFoundError, OffsetError
 from weft_registry.hub.answers import Answer, error_answer

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from weft_registry import digest as digests
 from weft_registry.api import Progress
-from weft_registry.blobs import BlobLimits, UploadState, VerifiedChunks
+from weft_registry.blobs.store import BlobLimits, UploadState, VerifiedChunks
 from weft_registry.digest import CHUNK_BYTES
 from weft_registry.errors import CorruptionError, ExhaustedError, InvalidInputError, NotFoundError, OffsetError
 
@@ -28,7 +28,7 @@ _UPLOAD_ID = re.compile(r"([0-9a-f]{64})-([0-9]{1,15})")
 
 
 class LocalBlobStore:
-    """Owns one directory. Implements `weft_registry.blobs.BlobStore`."""
+    """Owns one directory. Implements `weft_registry.blobs.store.BlobStore`."""
 
     def __init__(self, root: Path, limits: BlobLimits | None = None) -> None:
         self._limits = limits or BlobLimits()

@@ -1,6 +1,6 @@
 """Blobs by digest, and uploads that survive a broken connection or a killed process. Knows nothing of adapters.
 
-This is what the registry needs of a store; `weft_registry.local_blobs` keeps them in a directory, an object store would
+This is what the registry needs of a store; `weft_registry.blobs.local` keeps them in a directory, an object store would
 be another implementation.
 """
 

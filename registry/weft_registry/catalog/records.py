@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from weft_registry import tables as t
 from weft_registry.api import AdapterSummary, Alias, Version
+from weft_registry.catalog import tables as t
 from weft_registry.errors import NotFoundError, PreconditionError
 from weft_registry.names import nearest
 from weft_registry.reference import LATEST, AdapterName, Reference

@@ -20,8 +20,8 @@ from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnavailableError
 from weft_registry.hub.port import HubPort
 from weft_registry.messages import MAX_MESSAGE_BYTES
-from weft_registry.service import RegistryServicer
-from weft_registry.serving_options import RegistryServeOptions
+from weft_registry.serve.options import RegistryServeOptions
+from weft_registry.serve.service import RegistryServicer
 from weft_registry.status import ErrorInterceptor
 
 

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Table
 
 from weft_registry import digest as digests
-from weft_registry import records
-from weft_registry import tables as t
 from weft_registry.api import Published
+from weft_registry.catalog import records
+from weft_registry.catalog import tables as t
 from weft_registry.errors import AlreadyExistsError, InvalidInputError, PreconditionError
 from weft_registry.manifest import Manifest
 from weft_registry.reference import LATEST, AdapterName

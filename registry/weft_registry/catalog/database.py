@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DatabaseError
 
-from weft_registry import tables
+from weft_registry.catalog import tables
 from weft_registry.errors import CorruptionError, ExhaustedError, PreconditionError, UnavailableError
 
 BUSY_TIMEOUT_S = 30.0

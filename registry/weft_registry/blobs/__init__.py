@@ -1,0 +1,1 @@
+"""Where bytes are kept, by digest. Knows nothing of adapters."""

@@ -1,0 +1,1 @@
+"""The registry for others: gRPC, and the process that answers both faces."""
