@@ -34,6 +34,10 @@ class Version:
     size_bytes: int
     yanked: bool
     yank_reason: str
+    published_by: str = ""
+    """The name of the token that published it; empty where nobody had to say."""
+    parent_digest: str = ""
+    """The version that it was trained on from, by the manifest; empty for none."""
 
     @property
     def manifest(self) -> Manifest:
@@ -76,6 +80,48 @@ class Alias:
     etag: str
     moved_at: datetime
     previous_digest: str
+    protected: bool = False
+    """Only administrators, and the tokens that the protection names, may move it."""
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """One move of an alias."""
+
+    sequence: int
+    """Grows with every move in the registry."""
+    adapter: AdapterName
+    alias: str
+    digest: str
+    """Where it points since; empty: it was removed."""
+    previous_digest: str
+    """Where it pointed before; empty: it was made."""
+    etag: str
+    moved_at: datetime
+    actor: str
+    """The name of the token that moved it; "local" for somebody who opened the files."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature of a version's digest, kept beside the version."""
+
+    key_digest: str
+    """Digest of the public key in DER."""
+    bundle: bytes
+    added_at: datetime
+    added_by: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the caller is to a registry."""
+
+    name: str
+    scopes: frozenset[str]
+    namespaces: frozenset[str]
+    """`{"*"}` is every namespace."""
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,13 @@ def of_file(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_digest(text: str) -> bool:
+    """Whether `text` is spelled as a digest is."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def check(text: str, field: str = "digest") -> str:
     """`text` if it is a digest; raises `InvalidInputError` naming `field` otherwise."""
-    if not _DIGEST.fullmatch(text):
+    if not is_digest(text):
         raise InvalidInputError(f"{field}: {text[:100]!r} is not a digest: sha256:<64 lower-case hex digits>")
     return text

@@ -6,6 +6,7 @@ transaction begins only after its blobs are stored, synced and re-hashed: a kill
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +15,12 @@ import sqlalchemy as sa
 
 from weft_registry import artifact, canonical, parts
 from weft_registry import digest as digests
+from weft_registry.access.principal import LOCAL, Principal
 from weft_registry.api import AdapterSummary, Alias, Progress, Published, VerifyReport, Version
 from weft_registry.base import BaseStore
-from weft_registry.blobs.local import LocalBlobStore
 from weft_registry.blobs.store import BlobLimits, BlobStore
 from weft_registry.catalog import changes, records
 from weft_registry.catalog import tables as t
-from weft_registry.catalog.database import Catalog
 from weft_registry.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -32,6 +32,7 @@ from weft_registry.errors import (
 from weft_registry.home import Home
 from weft_registry.manifest import Manifest
 from weft_registry.reference import LATEST, AdapterName, Reference, check_label, check_name
+from weft_registry.storage import Storage
 
 MAX_LABELS = 64
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -40,10 +41,18 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 class EmbeddedRegistry:
     """Owns `home.registry`: the catalog and the blobs in it. Thread-safe."""
 
-    def __init__(self, home: Home, limits: BlobLimits | None = None) -> None:
+    def __init__(self, home: Home, limits: BlobLimits | None = None, storage: Storage | None = None) -> None:
+        storage = storage or Storage()
         self._bases = BaseStore(home.bases)
-        self._catalog = Catalog(home.registry / "catalog.db")
-        self._blobs: BlobStore = LocalBlobStore(home.registry, limits)
+        self._catalog = storage.open_catalog(home.registry)
+        self._blobs = storage.open_blobs(home.registry, limits)
+        self._principal = LOCAL
+
+    def acting_as(self, principal: Principal) -> EmbeddedRegistry:
+        """This registry, as `principal` may use it. Whoever opened the registry closes it, and not this."""
+        view = copy.copy(self)
+        view._principal = principal
+        return view
 
     @property
     def blobs(self) -> BlobStore:
@@ -103,7 +112,7 @@ class EmbeddedRegistry:
         parts.resolve_parts(self.resolve, manifest)
         with self._catalog.write() as connection:
             return changes.insert_version(
-                connection, adapter, manifest, manifest_bytes, tags, aliases, request_id, content
+                connection, adapter, manifest, manifest_bytes, tags, aliases, request_id, content, self._principal.name
             )
 
     def resolve(self, reference: str) -> Version:
@@ -172,7 +181,7 @@ class EmbeddedRegistry:
                     metadata={"digest": version.digest},
                 )
             version_id = records.find_digest(connection, adapter_id, version.digest)
-            changes.move_alias(connection, adapter_id, alias, version_id)
+            changes.move_alias(connection, adapter_id, alias, version_id, self._principal.name)
             moved = records.alias(connection, adapter_id, alias)
             assert moved is not None
             return moved
@@ -207,7 +216,7 @@ class EmbeddedRegistry:
                     .order_by(v.id.desc())
                     .limit(1)
                 ).scalar_one_or_none()
-                changes.move_alias(connection, adapter_id, LATEST, newest)
+                changes.move_alias(connection, adapter_id, LATEST, newest, self._principal.name)
             return records.versions(connection, [version_id])[0]
 
     def verify(self, reference: str) -> VerifyReport:

@@ -104,3 +104,15 @@ class DeadlineError(WeftError):
     """The caller's deadline passed (DEADLINE_EXCEEDED)."""
 
     default_reason = "DEADLINE_EXCEEDED"
+
+
+class UnauthenticatedError(WeftError):
+    """Nobody says who is asking, or the token is unknown, expired or revoked (UNAUTHENTICATED)."""
+
+    default_reason = "UNAUTHENTICATED"
+
+
+class ForbiddenError(WeftError):
+    """Who is asking may not do this (PERMISSION_DENIED)."""
+
+    default_reason = "PERMISSION_DENIED"

@@ -39,6 +39,8 @@ _CODES: dict[type[WeftError], grpc.StatusCode] = {
     errors.UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     WeftError: grpc.StatusCode.INTERNAL,
 }
 _CLASSES = {code: kind for kind, code in _CODES.items()}

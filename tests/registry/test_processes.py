@@ -54,12 +54,12 @@ print(json.dumps([wins, losses]))
 """
 
 
-def moves(home: Home, alias: str) -> list[tuple[int | None, int | None]]:
+def moves(home: Home, alias: str) -> list[tuple[str, str]]:
     """(from, to) of every move of an alias, oldest first."""
     catalog = Catalog(home.registry / "catalog.db")
     c = tables.alias_moves.c
     with catalog.read() as connection:
-        statement = sa.select(c.previous_version_id, c.version_id).where(c.alias == alias).order_by(c.id)
+        statement = sa.select(c.previous_digest, c.digest).where(c.alias == alias).order_by(c.id)
         found = [(row[0], row[1]) for row in connection.execute(statement)]
     catalog.close()
     return found
@@ -83,7 +83,7 @@ def test_concurrent_publishers_lose_and_double_nothing(home: Home, new_artifact:
     assert all(registry.verify(f"team/support@{version.digest}").problems == () for version in versions)
     for alias in ("latest", "newest"):
         history = moves(home, alias)
-        assert [move[0] for move in history] == [None, *(move[1] for move in history[:-1])]
+        assert [move[0] for move in history] == ["", *(move[1] for move in history[:-1])]
     registry.close()
 
 
@@ -100,5 +100,5 @@ def test_compare_and_swap_by_processes_loses_no_update(home: Home, new_artifact:
     history = moves(home, "production")
     # Every win is one move, and every move began where the one before it ended.
     assert len(history) == sum(wins for wins, _ in outcomes)
-    assert [move[0] for move in history] == [None, *(move[1] for move in history[:-1])]
+    assert [move[0] for move in history] == ["", *(move[1] for move in history[:-1])]
     assert all(wins + losses == 40 for wins, losses in outcomes)

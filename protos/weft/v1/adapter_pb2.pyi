@@ -22,7 +22,7 @@ class ArtifactFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., media_type: _Optional[str] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("namespace", "name", "digest", "kind", "tags", "aliases", "published_at", "size_bytes", "yanked", "yank_reason", "manifest_json", "files", "base_id", "base_weights_digest")
+    __slots__ = ("namespace", "name", "digest", "kind", "tags", "aliases", "published_at", "size_bytes", "yanked", "yank_reason", "manifest_json", "files", "base_id", "base_weights_digest", "published_by", "parent_digest")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,8 @@ class AdapterVersion(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     BASE_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_BY_FIELD_NUMBER: _ClassVar[int]
+    PARENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     name: str
     digest: str
@@ -51,4 +53,6 @@ class AdapterVersion(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[ArtifactFile]
     base_id: str
     base_weights_digest: str
-    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., digest: _Optional[str] = ..., kind: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., yanked: bool = ..., yank_reason: _Optional[str] = ..., manifest_json: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[ArtifactFile, _Mapping]]] = ..., base_id: _Optional[str] = ..., base_weights_digest: _Optional[str] = ...) -> None: ...
+    published_by: str
+    parent_digest: str
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., digest: _Optional[str] = ..., kind: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., yanked: bool = ..., yank_reason: _Optional[str] = ..., manifest_json: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[ArtifactFile, _Mapping]]] = ..., base_id: _Optional[str] = ..., base_weights_digest: _Optional[str] = ..., published_by: _Optional[str] = ..., parent_digest: _Optional[str] = ...) -> None: ...

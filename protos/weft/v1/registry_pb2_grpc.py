@@ -86,6 +86,51 @@ class RegistryServiceStub(object):
                 request_serializer=weft_dot_v1_dot_registry__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=weft_dot_v1_dot_registry__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/weft.v1.RegistryService/DeleteAlias',
+                request_serializer=weft_dot_v1_dot_registry__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_registry__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/weft.v1.RegistryService/RollbackAlias',
+                request_serializer=weft_dot_v1_dot_registry__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_registry__pb2.RollbackAliasResponse.FromString,
+                _registered_method=True)
+        self.ListAliasMoves = channel.unary_unary(
+                '/weft.v1.RegistryService/ListAliasMoves',
+                request_serializer=weft_dot_v1_dot_registry__pb2.ListAliasMovesRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_registry__pb2.ListAliasMovesResponse.FromString,
+                _registered_method=True)
+        self.WatchAliases = channel.unary_stream(
+                '/weft.v1.RegistryService/WatchAliases',
+                request_serializer=weft_dot_v1_dot_registry__pb2.WatchAliasesRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_registry__pb2.WatchAliasesResponse.FromString,
+                _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/weft.v1.RegistryService/DeleteVersion',
+                request_serializer=weft_dot_v1_dot_registry__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_registry__pb2.DeleteVersionResponse.FromString,
+                _registered_method=True)
+        self.SearchVersions = channel.unary_unary(
+                '/weft.v1.RegistryService/SearchVersions',
+                request_serializer=weft_dot_v1_dot_registry__pb2.SearchVersionsRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_registry__pb2.SearchVersionsResponse.FromString,
+                _registered_method=True)
+        self.PutSignature = channel.unary_unary(
+                '/weft.v1.RegistryService/PutSignature',
+                request_serializer=weft_dot_v1_dot_registry__pb2.PutSignatureRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_registry__pb2.PutSignatureResponse.FromString,
+                _registered_method=True)
+        self.ListSignatures = channel.unary_unary(
+                '/weft.v1.RegistryService/ListSignatures',
+                request_serializer=weft_dot_v1_dot_registry__pb2.ListSignaturesRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_registry__pb2.ListSignaturesResponse.FromString,
+                _registered_method=True)
+        self.WhoAmI = channel.unary_unary(
+                '/weft.v1.RegistryService/WhoAmI',
+                request_serializer=weft_dot_v1_dot_registry__pb2.WhoAmIRequest.SerializeToString,
+                response_deserializer=weft_dot_v1_dot_registry__pb2.WhoAmIResponse.FromString,
+                _registered_method=True)
         self.Yank = channel.unary_unary(
                 '/weft.v1.RegistryService/Yank',
                 request_serializer=weft_dot_v1_dot_registry__pb2.YankRequest.SerializeToString,
@@ -189,6 +234,78 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteAlias(self, request, context):
+        """Removes an alias, by compare-and-swap when an etag is given. "latest" cannot be removed.
+        NOT_FOUND: no such alias. ABORTED: it is not at the expected etag.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """Points an alias at what it named before its last move, or before so many moves; a move like any other.
+        NOT_FOUND: no such alias. FAILED_PRECONDITION: it has no such move, or the version is gone or yanked.
+        ABORTED: the alias is not at the expected etag.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliasMoves(self, request, context):
+        """The moves of an adapter's aliases, newest first. NOT_FOUND: no such adapter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAliases(self, request, context):
+        """Streams moves as they happen, oldest first, until the caller stops. The first answer comes at once and says where
+        the stream stands; after a break, `after` goes on there without a gap.
+        INVALID_ARGUMENT: no such adapter name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVersion(self, request, context):
+        """Removes a version for ever: its tags, and the bytes that no other version has, at the next collection.
+        NOT_FOUND: no such version. FAILED_PRECONDITION: an alias points at it, or a fusion is made of it (the error names
+        them).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchVersions(self, request, context):
+        """Versions by what is in their manifests, of all adapters that the caller may read.
+        INVALID_ARGUMENT: a condition or an order that is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutSignature(self, request, context):
+        """Keeps a signature of a version's digest beside it. The registry stores it; whoever verifies needs the public key.
+        A second signature by the same key replaces the first. INVALID_ARGUMENT: not a signature of this digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSignatures(self, request, context):
+        """The signatures of a version. NOT_FOUND: no such version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhoAmI(self, request, context):
+        """Who the caller is to this registry, by the token of the call. UNAUTHENTICATED: the token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Yank(self, request, context):
         """Hides a version from new resolves and listings. It stays readable by digest.
         NOT_FOUND: no such version. FAILED_PRECONDITION: an alias still points at it (the error names it).
@@ -257,6 +374,51 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=weft_dot_v1_dot_registry__pb2.SetAliasRequest.FromString,
                     response_serializer=weft_dot_v1_dot_registry__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=weft_dot_v1_dot_registry__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_registry__pb2.DeleteAliasResponse.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=weft_dot_v1_dot_registry__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_registry__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'ListAliasMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasMoves,
+                    request_deserializer=weft_dot_v1_dot_registry__pb2.ListAliasMovesRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_registry__pb2.ListAliasMovesResponse.SerializeToString,
+            ),
+            'WatchAliases': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAliases,
+                    request_deserializer=weft_dot_v1_dot_registry__pb2.WatchAliasesRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_registry__pb2.WatchAliasesResponse.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=weft_dot_v1_dot_registry__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_registry__pb2.DeleteVersionResponse.SerializeToString,
+            ),
+            'SearchVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchVersions,
+                    request_deserializer=weft_dot_v1_dot_registry__pb2.SearchVersionsRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_registry__pb2.SearchVersionsResponse.SerializeToString,
+            ),
+            'PutSignature': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutSignature,
+                    request_deserializer=weft_dot_v1_dot_registry__pb2.PutSignatureRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_registry__pb2.PutSignatureResponse.SerializeToString,
+            ),
+            'ListSignatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSignatures,
+                    request_deserializer=weft_dot_v1_dot_registry__pb2.ListSignaturesRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_registry__pb2.ListSignaturesResponse.SerializeToString,
+            ),
+            'WhoAmI': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhoAmI,
+                    request_deserializer=weft_dot_v1_dot_registry__pb2.WhoAmIRequest.FromString,
+                    response_serializer=weft_dot_v1_dot_registry__pb2.WhoAmIResponse.SerializeToString,
             ),
             'Yank': grpc.unary_unary_rpc_method_handler(
                     servicer.Yank,
@@ -541,6 +703,249 @@ class RegistryService(object):
             '/weft.v1.RegistryService/SetAlias',
             weft_dot_v1_dot_registry__pb2.SetAliasRequest.SerializeToString,
             weft_dot_v1_dot_registry__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.v1.RegistryService/DeleteAlias',
+            weft_dot_v1_dot_registry__pb2.DeleteAliasRequest.SerializeToString,
+            weft_dot_v1_dot_registry__pb2.DeleteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.v1.RegistryService/RollbackAlias',
+            weft_dot_v1_dot_registry__pb2.RollbackAliasRequest.SerializeToString,
+            weft_dot_v1_dot_registry__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliasMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.v1.RegistryService/ListAliasMoves',
+            weft_dot_v1_dot_registry__pb2.ListAliasMovesRequest.SerializeToString,
+            weft_dot_v1_dot_registry__pb2.ListAliasMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.v1.RegistryService/WatchAliases',
+            weft_dot_v1_dot_registry__pb2.WatchAliasesRequest.SerializeToString,
+            weft_dot_v1_dot_registry__pb2.WatchAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.v1.RegistryService/DeleteVersion',
+            weft_dot_v1_dot_registry__pb2.DeleteVersionRequest.SerializeToString,
+            weft_dot_v1_dot_registry__pb2.DeleteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.v1.RegistryService/SearchVersions',
+            weft_dot_v1_dot_registry__pb2.SearchVersionsRequest.SerializeToString,
+            weft_dot_v1_dot_registry__pb2.SearchVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutSignature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.v1.RegistryService/PutSignature',
+            weft_dot_v1_dot_registry__pb2.PutSignatureRequest.SerializeToString,
+            weft_dot_v1_dot_registry__pb2.PutSignatureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSignatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.v1.RegistryService/ListSignatures',
+            weft_dot_v1_dot_registry__pb2.ListSignaturesRequest.SerializeToString,
+            weft_dot_v1_dot_registry__pb2.ListSignaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhoAmI(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.v1.RegistryService/WhoAmI',
+            weft_dot_v1_dot_registry__pb2.WhoAmIRequest.SerializeToString,
+            weft_dot_v1_dot_registry__pb2.WhoAmIResponse.FromString,
             options,
             channel_credentials,
             insecure,

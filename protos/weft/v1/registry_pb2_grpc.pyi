@@ -81,6 +81,39 @@ class RegistryServiceStub:
     NOT_FOUND: no such version. FAILED_PRECONDITION: the version is yanked.
     ABORTED: the alias is not at the expected etag.
     """
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _registry_pb2.DeleteAliasResponse]
+    """Removes an alias, by compare-and-swap when an etag is given. "latest" cannot be removed.
+    NOT_FOUND: no such alias. ABORTED: it is not at the expected etag.
+    """
+    RollbackAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RollbackAliasRequest, _registry_pb2.RollbackAliasResponse]
+    """Points an alias at what it named before its last move, or before so many moves; a move like any other.
+    NOT_FOUND: no such alias. FAILED_PRECONDITION: it has no such move, or the version is gone or yanked.
+    ABORTED: the alias is not at the expected etag.
+    """
+    ListAliasMoves: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAliasMovesRequest, _registry_pb2.ListAliasMovesResponse]
+    """The moves of an adapter's aliases, newest first. NOT_FOUND: no such adapter."""
+    WatchAliases: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchAliasesRequest, _registry_pb2.WatchAliasesResponse]
+    """Streams moves as they happen, oldest first, until the caller stops. The first answer comes at once and says where
+    the stream stands; after a break, `after` goes on there without a gap.
+    INVALID_ARGUMENT: no such adapter name.
+    """
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]
+    """Removes a version for ever: its tags, and the bytes that no other version has, at the next collection.
+    NOT_FOUND: no such version. FAILED_PRECONDITION: an alias points at it, or a fusion is made of it (the error names
+    them).
+    """
+    SearchVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SearchVersionsRequest, _registry_pb2.SearchVersionsResponse]
+    """Versions by what is in their manifests, of all adapters that the caller may read.
+    INVALID_ARGUMENT: a condition or an order that is none.
+    """
+    PutSignature: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PutSignatureRequest, _registry_pb2.PutSignatureResponse]
+    """Keeps a signature of a version's digest beside it. The registry stores it; whoever verifies needs the public key.
+    A second signature by the same key replaces the first. INVALID_ARGUMENT: not a signature of this digest.
+    """
+    ListSignatures: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListSignaturesRequest, _registry_pb2.ListSignaturesResponse]
+    """The signatures of a version. NOT_FOUND: no such version."""
+    WhoAmI: _grpc.UnaryUnaryMultiCallable[_registry_pb2.WhoAmIRequest, _registry_pb2.WhoAmIResponse]
+    """Who the caller is to this registry, by the token of the call. UNAUTHENTICATED: the token is not valid."""
     Yank: _grpc.UnaryUnaryMultiCallable[_registry_pb2.YankRequest, _registry_pb2.YankResponse]
     """Hides a version from new resolves and listings. It stays readable by digest.
     NOT_FOUND: no such version. FAILED_PRECONDITION: an alias still points at it (the error names it).
@@ -140,6 +173,39 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     NOT_FOUND: no such version. FAILED_PRECONDITION: the version is yanked.
     ABORTED: the alias is not at the expected etag.
     """
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _registry_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Removes an alias, by compare-and-swap when an etag is given. "latest" cannot be removed.
+    NOT_FOUND: no such alias. ABORTED: it is not at the expected etag.
+    """
+    RollbackAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.RollbackAliasRequest, _registry_pb2.RollbackAliasResponse]  # type: ignore[assignment]
+    """Points an alias at what it named before its last move, or before so many moves; a move like any other.
+    NOT_FOUND: no such alias. FAILED_PRECONDITION: it has no such move, or the version is gone or yanked.
+    ABORTED: the alias is not at the expected etag.
+    """
+    ListAliasMoves: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAliasMovesRequest, _registry_pb2.ListAliasMovesResponse]  # type: ignore[assignment]
+    """The moves of an adapter's aliases, newest first. NOT_FOUND: no such adapter."""
+    WatchAliases: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchAliasesRequest, _registry_pb2.WatchAliasesResponse]  # type: ignore[assignment]
+    """Streams moves as they happen, oldest first, until the caller stops. The first answer comes at once and says where
+    the stream stands; after a break, `after` goes on there without a gap.
+    INVALID_ARGUMENT: no such adapter name.
+    """
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]  # type: ignore[assignment]
+    """Removes a version for ever: its tags, and the bytes that no other version has, at the next collection.
+    NOT_FOUND: no such version. FAILED_PRECONDITION: an alias points at it, or a fusion is made of it (the error names
+    them).
+    """
+    SearchVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.SearchVersionsRequest, _registry_pb2.SearchVersionsResponse]  # type: ignore[assignment]
+    """Versions by what is in their manifests, of all adapters that the caller may read.
+    INVALID_ARGUMENT: a condition or an order that is none.
+    """
+    PutSignature: _aio.UnaryUnaryMultiCallable[_registry_pb2.PutSignatureRequest, _registry_pb2.PutSignatureResponse]  # type: ignore[assignment]
+    """Keeps a signature of a version's digest beside it. The registry stores it; whoever verifies needs the public key.
+    A second signature by the same key replaces the first. INVALID_ARGUMENT: not a signature of this digest.
+    """
+    ListSignatures: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListSignaturesRequest, _registry_pb2.ListSignaturesResponse]  # type: ignore[assignment]
+    """The signatures of a version. NOT_FOUND: no such version."""
+    WhoAmI: _aio.UnaryUnaryMultiCallable[_registry_pb2.WhoAmIRequest, _registry_pb2.WhoAmIResponse]  # type: ignore[assignment]
+    """Who the caller is to this registry, by the token of the call. UNAUTHENTICATED: the token is not valid."""
     Yank: _aio.UnaryUnaryMultiCallable[_registry_pb2.YankRequest, _registry_pb2.YankResponse]  # type: ignore[assignment]
     """Hides a version from new resolves and listings. It stays readable by digest.
     NOT_FOUND: no such version. FAILED_PRECONDITION: an alias still points at it (the error names it).
@@ -256,6 +322,93 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND: no such version. FAILED_PRECONDITION: the version is yanked.
         ABORTED: the alias is not at the expected etag.
         """
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _registry_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.DeleteAliasResponse, _abc.Awaitable[_registry_pb2.DeleteAliasResponse]]:
+        """Removes an alias, by compare-and-swap when an etag is given. "latest" cannot be removed.
+        NOT_FOUND: no such alias. ABORTED: it is not at the expected etag.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackAlias(
+        self,
+        request: _registry_pb2.RollbackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.RollbackAliasResponse, _abc.Awaitable[_registry_pb2.RollbackAliasResponse]]:
+        """Points an alias at what it named before its last move, or before so many moves; a move like any other.
+        NOT_FOUND: no such alias. FAILED_PRECONDITION: it has no such move, or the version is gone or yanked.
+        ABORTED: the alias is not at the expected etag.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAliasMoves(
+        self,
+        request: _registry_pb2.ListAliasMovesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListAliasMovesResponse, _abc.Awaitable[_registry_pb2.ListAliasMovesResponse]]:
+        """The moves of an adapter's aliases, newest first. NOT_FOUND: no such adapter."""
+
+    @_abc_1.abstractmethod
+    def WatchAliases(
+        self,
+        request: _registry_pb2.WatchAliasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchAliasesResponse], _abc.AsyncIterator[_registry_pb2.WatchAliasesResponse]]:
+        """Streams moves as they happen, oldest first, until the caller stops. The first answer comes at once and says where
+        the stream stands; after a break, `after` goes on there without a gap.
+        INVALID_ARGUMENT: no such adapter name.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteVersion(
+        self,
+        request: _registry_pb2.DeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.DeleteVersionResponse, _abc.Awaitable[_registry_pb2.DeleteVersionResponse]]:
+        """Removes a version for ever: its tags, and the bytes that no other version has, at the next collection.
+        NOT_FOUND: no such version. FAILED_PRECONDITION: an alias points at it, or a fusion is made of it (the error names
+        them).
+        """
+
+    @_abc_1.abstractmethod
+    def SearchVersions(
+        self,
+        request: _registry_pb2.SearchVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.SearchVersionsResponse, _abc.Awaitable[_registry_pb2.SearchVersionsResponse]]:
+        """Versions by what is in their manifests, of all adapters that the caller may read.
+        INVALID_ARGUMENT: a condition or an order that is none.
+        """
+
+    @_abc_1.abstractmethod
+    def PutSignature(
+        self,
+        request: _registry_pb2.PutSignatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.PutSignatureResponse, _abc.Awaitable[_registry_pb2.PutSignatureResponse]]:
+        """Keeps a signature of a version's digest beside it. The registry stores it; whoever verifies needs the public key.
+        A second signature by the same key replaces the first. INVALID_ARGUMENT: not a signature of this digest.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSignatures(
+        self,
+        request: _registry_pb2.ListSignaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListSignaturesResponse, _abc.Awaitable[_registry_pb2.ListSignaturesResponse]]:
+        """The signatures of a version. NOT_FOUND: no such version."""
+
+    @_abc_1.abstractmethod
+    def WhoAmI(
+        self,
+        request: _registry_pb2.WhoAmIRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.WhoAmIResponse, _abc.Awaitable[_registry_pb2.WhoAmIResponse]]:
+        """Who the caller is to this registry, by the token of the call. UNAUTHENTICATED: the token is not valid."""
 
     @_abc_1.abstractmethod
     def Yank(

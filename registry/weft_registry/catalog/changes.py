@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from weft_registry.errors import AlreadyExistsError, InvalidInputError, Precondi
 from weft_registry.manifest import Manifest
 from weft_registry.reference import LATEST, AdapterName
 
+_METRIC_NAME, _METRIC_SPLIT = 128, 64
+"""Longer names than the columns hold are in the manifest only."""
+
 
 def insert_version(
     connection: Connection,
@@ -27,8 +31,10 @@ def insert_version(
     aliases: Sequence[str],
     request_id: str,
     content: str,
+    actor: str,
 ) -> Published:
-    """A publish: version, files, tags, aliases, and the answer to the request, whose digest is `content`.
+    """A publish by `actor`: version, files, metrics, tags, aliases, and the answer to the request, whose digest is
+    `content`.
 
     Raises `AlreadyExistsError` for a tag that names another version, `PreconditionError` for a yanked version,
     `InvalidInputError` for a request id that was used for something else.
@@ -49,10 +55,14 @@ def insert_version(
             "manifest": manifest_bytes,
             "kind": manifest.kind,
             "base_weights_sha256": manifest.base.weights_sha256,
+            "parent_digest": parent_of(manifest),
             "size_bytes": manifest.size_bytes,
             "published_at_us": now,
+            "published_by": actor,
         }
         version_id = _insert(connection, t.versions, row)
+        if metrics := metric_rows(version_id, manifest):
+            connection.execute(t.version_metrics.insert(), metrics)
         connection.execute(
             t.version_files.insert(),
             [
@@ -72,7 +82,7 @@ def insert_version(
     for alias in dict.fromkeys((LATEST, *aliases)):
         if find_tag(connection, adapter_id, alias) is not None:
             raise AlreadyExistsError(f"{adapter}:{alias} is a tag, which never moves: choose another alias")
-        move_alias(connection, adapter_id, alias, version_id)
+        move_alias(connection, adapter_id, alias, version_id, actor)
     if request_id:
         connection.execute(
             t.publishes.insert().values(
@@ -122,27 +132,55 @@ def _tag(connection: Connection, adapter: AdapterName, adapter_id: int, tag: str
     connection.execute(t.tags.insert().values(adapter_id=adapter_id, tag=tag, version_id=version_id))
 
 
-def move_alias(connection: Connection, adapter_id: int, alias: str, version_id: int | None) -> None:
-    """Points an alias at a version, or removes it (None), and writes the move down. No move to where it is."""
+def move_alias(connection: Connection, adapter_id: int, alias: str, version_id: int | None, actor: str) -> None:
+    """Points an alias at a version, or removes it (None), and writes down who moved it. No move to where it is."""
     c = t.aliases.c
     here = sa.and_(c.adapter_id == adapter_id, c.alias == alias)
     previous = connection.execute(sa.select(c.version_id).where(here)).scalar_one_or_none()
     if previous == version_id:
         return
-    move = {
-        "version_id": version_id,
-        "previous_version_id": previous,
-        "etag": uuid.uuid4().hex,
-        "moved_at_us": records.now_us(),
-    }
+    etag, now = uuid.uuid4().hex, records.now_us()
     key = {"adapter_id": adapter_id, "alias": alias}
+    place = {"version_id": version_id, "previous_version_id": previous, "etag": etag, "moved_at_us": now}
     if version_id is None:
         connection.execute(t.aliases.delete().where(here))
     elif previous is None:
-        connection.execute(t.aliases.insert().values(**key, **move))
+        connection.execute(t.aliases.insert().values(**key, **place))
     else:
-        connection.execute(t.aliases.update().where(here).values(**move))
-    connection.execute(t.alias_moves.insert().values(**key, **move))
+        connection.execute(t.aliases.update().where(here).values(**place))
+    digests_of = records.digests_of(connection, (version_id, previous))
+    connection.execute(
+        t.alias_moves.insert().values(
+            **key,
+            digest=digests_of.get(version_id, ""),
+            previous_digest=digests_of.get(previous, ""),
+            etag=etag,
+            moved_at_us=now,
+            actor=actor,
+        )
+    )
+
+
+def parent_of(manifest: Manifest) -> str:
+    """The digest of the version that an adapter was trained on from; empty for none."""
+    parent = manifest.provenance.get("parent_version")
+    return parent if isinstance(parent, str) and digests.is_digest(parent) else ""
+
+
+def metric_rows(version_id: int, manifest: Manifest) -> list[dict[str, Any]]:
+    """The manifest's metrics that are finite numbers, as rows to search and sort by."""
+    found = {}
+    for metric in manifest.metrics:
+        try:
+            value = float(metric.value)
+        except ValueError:
+            continue
+        if math.isfinite(value) and len(metric.name) <= _METRIC_NAME and len(metric.split) <= _METRIC_SPLIT:
+            found[metric.name, metric.split] = value
+    return [
+        {"version_id": version_id, "name": name, "split": split, "value": value}
+        for (name, split), value in found.items()
+    ]
 
 
 def _insert(connection: Connection, table: Table, row: Mapping[str, Any]) -> int:

@@ -1,45 +1,72 @@
-"""The catalog's connection: SQLite, opened so that several processes may write and a kill -9 loses nothing committed.
+"""The catalog's connection, whichever database it is in: transactions, and errors in words that callers understand.
 
-WAL, `synchronous=FULL`, and writers that take the write lock when they begin (`BEGIN IMMEDIATE`), so that what a
-transaction has read is still true when it writes. Core only: the ORM would double the time that `weft list` takes.
+Core only: the ORM would double the time that `weft list` takes.
 """
 
 from __future__ import annotations
 
-import fcntl
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
-from weft_registry.catalog import tables
-from weft_registry.errors import CorruptionError, ExhaustedError, PreconditionError, UnavailableError
+from weft_registry.catalog import upgrade
+from weft_registry.catalog.sqlite import SqliteBackend
+from weft_registry.errors import InvalidInputError, UnsupportedError
 
 BUSY_TIMEOUT_S = 30.0
-_WRITES = "weft_writes"
+
+
+class Backend(Protocol):
+    """What differs from one database to another. Owns the engine."""
+
+    engine: Engine
+    where: str
+    """The database, as messages name it: without a password."""
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """Holds the database against others that make or upgrade its tables."""
+        ...
+
+    def transaction(self, *, writes: bool) -> AbstractContextManager[Connection]:
+        """A transaction that sees one moment, or, if it `writes`, beside which nobody else writes."""
+        ...
+
+    def translated(self, error: DatabaseError) -> Exception:
+        """What a caller should hear of `error`, or `error` itself where it is a bug of ours."""
+        ...
 
 
 class Catalog:
     """Owns one database. Thread-safe; transactions of other processes are waited for, up to `BUSY_TIMEOUT_S`."""
 
-    def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._engine = _engine(path, busy_timeout_s)
-        # Switching a new database to WAL does not wait for others who do the same: so they take turns.
-        with path.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                with closing(self._engine.raw_connection()) as connection:
-                    connection.cursor().execute("PRAGMA journal_mode=WAL")
-            except sqlite3.DatabaseError as error:
-                raise self._translated(error, error) from error
-            self._prepare()
+    def __init__(self, database: Path | str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        """`database`: a file for SQLite, or a URL (`sqlite:////path/catalog.db`, `postgresql://user@host/name`).
+
+        Makes the tables of a new catalog and upgrades those of an older Weft. Raises `InvalidInputError` for a URL that
+        is none, `UnsupportedError` for another database or a driver that is not installed, `PreconditionError` for
+        the tables of a newer Weft and for what cannot be opened.
+        """
+        self._backend = _backend(database, busy_timeout_s)
+        try:
+            with self._backend.preparing():
+                self._prepare()
+        except DatabaseError as error:
+            raise self._backend.translated(error) from error
+
+    @property
+    def where(self) -> str:
+        """The database, as messages name it."""
+        return self._backend.where
+
+    @property
+    def dialect(self) -> str:
+        """ "sqlite" or "postgresql"."""
+        return self._backend.engine.dialect.name
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -58,81 +85,46 @@ class Catalog:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._engine.dispose()
+        self._backend.engine.dispose()
 
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
         try:
-            with self._engine.connect().execution_options(**{_WRITES: writes}) as connection, connection.begin():
+            with self._backend.transaction(writes=writes) as connection:
                 yield connection
         except DatabaseError as error:
-            raise self._translated(error, error.orig) from error
+            raise self._backend.translated(error) from error
 
     def _prepare(self) -> None:
-        """Creates the tables of a new catalog; refuses one that a newer Weft made."""
         with self.read() as connection:
-            version = self._version(connection)
-        if version is None:
+            current = upgrade.is_current(connection, self.where)
+        if not current:
             with self.write() as connection:
-                version = tables.SCHEMA_VERSION
-                tables.metadata.create_all(connection)
-                connection.execute(tables.settings.insert().values(key="schema_version", value=str(version)))
-        if version > tables.SCHEMA_VERSION:
-            raise PreconditionError(
-                f"{self._path} has catalog schema {version}; this Weft knows {tables.SCHEMA_VERSION}: upgrade Weft",
-                reason="CATALOG_TOO_NEW",
-                metadata={"schema_version": str(version)},
-            )
-
-    def _version(self, connection: Connection) -> int | None:
-        if not sa.inspect(connection).has_table(tables.settings.name):
-            return None
-        statement = sa.select(tables.settings.c.value).where(tables.settings.c.key == "schema_version")
-        return int(connection.execute(statement).scalar_one())
-
-    def _translated(self, error: Exception, cause: BaseException | None) -> Exception:
-        """What a caller should hear of SQLite's `cause`, or `error` itself where it is a bug of ours."""
-        said = str(cause)
-        if "not a database" in said or "malformed" in said:
-            return CorruptionError(
-                f"the catalog {self._path} is damaged ({said}): restore it from a backup; the blobs beside it stay",
-                reason="CATALOG_DAMAGED",
-            )
-        if "unable to open" in said or "readonly" in said:
-            return PreconditionError(
-                f"the catalog {self._path} cannot be opened for writing ({said}): check who owns it",
-                reason="CATALOG_NOT_WRITABLE",
-            )
-        if "locked" in said:
-            return UnavailableError(
-                f"the catalog {self._path} cannot be used now ({said}): another process holds it; try again",
-                reason="CATALOG_BUSY",
-                retry_after_s=1.0,
-            )
-        if "is full" in said:
-            return ExhaustedError(f"no space is left for the catalog {self._path}: free some", reason="DISK_FULL")
-        return error
+                upgrade.upgrade(connection, self.where)
 
 
-def _engine(path: Path, busy_timeout_s: float) -> Engine:
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": busy_timeout_s, "check_same_thread": False},
-        pool_size=0,  # A connection for every thread that asks: SQLite itself makes writers take turns.
+def _backend(database: Path | str, busy_timeout_s: float) -> Backend:
+    if isinstance(database, Path):
+        return SqliteBackend(database, busy_timeout_s)
+    try:
+        url = sa.make_url(database)
+    except ArgumentError:
+        raise InvalidInputError(
+            f"database: {database[:60]!r} is no URL: say sqlite:////path/catalog.db or postgresql://user@host/name"
+        ) from None
+    if url.get_backend_name() == "sqlite":
+        if not url.database or url.database == ":memory:":
+            raise InvalidInputError("database: a registry in memory would lose everything: name a file")
+        return SqliteBackend(Path(url.database), busy_timeout_s)
+    if url.get_backend_name() in ("postgresql", "postgres"):
+        try:
+            from weft_registry.catalog.postgres import PostgresBackend
+
+            return PostgresBackend(url, busy_timeout_s)
+        except ModuleNotFoundError:
+            raise UnsupportedError(
+                "PostgreSQL needs a driver that is not installed: pip install 'weft[registry]'", reason="NOT_INSTALLED"
+            ) from None
+    raise UnsupportedError(
+        f"database: {url.get_backend_name()}: this registry keeps its catalog in SQLite or PostgreSQL"
     )
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(raw: Any, _record: Any) -> None:
-        # The driver would begin transactions by itself, deferred; `_on_begin` decides instead.
-        raw.isolation_level = None
-        cursor = raw.cursor()
-        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine

@@ -200,12 +200,17 @@ def alias(connection: Connection, adapter: int, name: str) -> Alias | None:
     row = connection.execute(sa.select(t.aliases).where(c.adapter_id == adapter, c.alias == name)).one_or_none()
     if row is None:
         return None
-    ids = [i for i in (row.version_id, row.previous_version_id) if i is not None]
-    v = t.versions.c
-    digests = {row.id: row.digest for row in connection.execute(sa.select(v.id, v.digest).where(v.id.in_(ids)))}
+    digests = digests_of(connection, (row.version_id, row.previous_version_id))
     return Alias(
         name, digests[row.version_id], row.etag, from_us(row.moved_at_us), digests.get(row.previous_version_id, "")
     )
+
+
+def digests_of(connection: Connection, ids: Iterable[int | None]) -> dict[int | None, str]:
+    """The digests of the versions with these row ids; a None is left out."""
+    v = t.versions.c
+    wanted = [i for i in ids if i is not None]
+    return {row.id: row.digest for row in connection.execute(sa.select(v.id, v.digest).where(v.id.in_(wanted)))}
 
 
 def _version(row: Any, tags: Iterable[str], aliases: Iterable[str]) -> Version:
@@ -219,6 +224,8 @@ def _version(row: Any, tags: Iterable[str], aliases: Iterable[str]) -> Version:
         size_bytes=row.size_bytes,
         yanked=row.yanked,
         yank_reason=row.yank_reason,
+        published_by=row.published_by,
+        parent_digest=row.parent_digest,
     )
 
 

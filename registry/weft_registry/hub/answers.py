@@ -17,6 +17,8 @@ _STATUS: Mapping[type[WeftError], int] = {
     errors.OffsetError: 416,
     errors.ExhaustedError: 503,
     errors.UnavailableError: 503,
+    errors.UnauthenticatedError: 401,
+    errors.ForbiddenError: 403,
     WeftError: 500,
 }
 # `huggingface_hub` raises RepositoryNotFoundError, RevisionNotFoundError and EntryNotFoundError by these words.

@@ -1,0 +1,1 @@
+"""Who may do what: identities, scopes, tokens, quotas."""
