@@ -25,7 +25,7 @@ def version_message(version: api.Version) -> adapter_pb2.AdapterVersion:
         kind=manifest.kind,
         tags=version.tags,
         aliases=version.aliases,
-        published_at=_timestamp(version.published_at),
+        published_at=timestamp(version.published_at),
         size_bytes=version.size_bytes,
         yanked=version.yanked,
         yank_reason=version.yank_reason,
@@ -36,6 +36,8 @@ def version_message(version: api.Version) -> adapter_pb2.AdapterVersion:
         ],
         base_id=manifest.base.id,
         base_weights_digest=manifest.base.weights_sha256,
+        published_by=version.published_by,
+        parent_digest=version.parent_digest,
     )
 
 
@@ -51,6 +53,8 @@ def version_from(message: adapter_pb2.AdapterVersion) -> api.Version:
         size_bytes=message.size_bytes,
         yanked=message.yanked,
         yank_reason=message.yank_reason,
+        published_by=message.published_by,
+        parent_digest=message.parent_digest,
     )
 
 
@@ -79,7 +83,7 @@ def alias_message(alias: api.Alias) -> registry_pb2.Alias:
         name=alias.name,
         version_digest=alias.digest,
         etag=alias.etag,
-        moved_at=_timestamp(alias.moved_at),
+        moved_at=timestamp(alias.moved_at),
         previous_version_digest=alias.previous_digest,
     )
 
@@ -95,7 +99,8 @@ def alias_from(message: registry_pb2.Alias) -> api.Alias:
     )
 
 
-def _timestamp(time: datetime) -> Timestamp:
+def timestamp(time: datetime) -> Timestamp:
+    """A time as it travels."""
     message = Timestamp()
     message.FromDatetime(time)
     return message
