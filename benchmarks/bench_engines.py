@@ -1,6 +1,6 @@
 """The same requests on both engines in float32, on the real model: how many of their tokens are the same.
 
-64 requests (16 with --quick) over 12 adapters, four of each kind with ranks of 8 to 32, and the base model; prompts of
+64 requests (16 with --quick) over 12 adapters, three of each kind with ranks of 8 to 32, and the base model; prompts of
 5 to 61 tokens, 32 new tokens each (12 with --quick), greedy. `tie`: how far apart the torch engine finds the two most
 likely tokens where an answer parts from the other's, the largest such distance in nats; float32 rounds differently in
 the two, so that a tie of 1e-4 may fall either way.
@@ -28,8 +28,9 @@ from weft_server.torch_engine.engine import TorchEngine
 from weft_server.vllm_engine.engine import VllmEngine
 from weft_server.vllm_engine.options import VllmEngineOptions
 
-KINDS = ("lora", "qalora", "prefix")
-RANKS = (8, 8, 16, 32)
+KINDS = ("lora", "qalora", "prefix", "prompt")
+"""All that vLLM serves; a soft prompt has no rank."""
+RANKS = (8, 16, 32)
 Answer = list[tuple[int, float]]
 """Each token, and how much likelier than the next likely one it was."""
 
