@@ -1,4 +1,5 @@
-"""Writes an adapter as an artifact directory: PEFT's two files, the manifest, and a model card if there is one.
+"""Writes an adapter as an artifact directory: the weights, PEFT's configuration for kinds that PEFT has, the manifest,
+and a model card if there is one.
 
 The whole directory or nothing of it. Knows no registry.
 """
@@ -53,8 +54,9 @@ def save(
     staging.mkdir()
     try:
         save_file({n: t.contiguous() for n, t in tensors.items()}, str(staging / artifact.WEIGHTS), {"format": "pt"})
-        config = peft_format.to_peft(kind, params, base)
-        (staging / artifact.CONFIG).write_bytes(peft_format.config_bytes(config))
+        if artifact.has_config(kind):
+            config = peft_format.to_peft(kind, params, base)
+            (staging / artifact.CONFIG).write_bytes(peft_format.config_bytes(config))
         if card is not None:
             (staging / artifact.CARD).write_text(card, encoding="utf-8")
         manifest = artifact.describe(

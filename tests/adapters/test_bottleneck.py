@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weft_adapters.kinds import KINDS, bottleneck_network
+from weft_adapters.kinds import KINDS, bottleneck_network, fusion_pack
 from weft_adapters.kinds.bottleneck import Bottleneck
 from weft_adapters.kinds.fusion import Fusion
 from weft_adapters.kinds.kind import Adapter, SublayerPack, SublayerSite
@@ -100,9 +100,16 @@ def random_inputs(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor
     return entered.to(dtype), residual, y.to(dtype)
 
 
+def prepared(worn: Adapter[Any]) -> Adapter[Any]:
+    """As an engine holds it. Neither kind asks the base for anything."""
+    base: Any = None
+    return worn.kind.prepare(worn, base)
+
+
 def packs(worn: list[Adapter[Any]]) -> list[SublayerPack]:
     kinds = dict.fromkeys(one.kind for one in worn)
-    found = [kind.sublayer_pack([one if one.kind is kind else None for one in worn], SITE) for kind in kinds]
+    held = [prepared(one) for one in worn]
+    found = [kind.sublayer_pack([one if one.kind is kind else None for one in held], SITE) for kind in kinds]
     return [pack for pack in found if pack is not None]
 
 
@@ -198,15 +205,81 @@ def test_only_bottleneck_adapters_stack_and_a_fusion_does_not() -> None:
         KINDS["bottleneck"].compose([(part, 1e39)], "sha256:x")
 
 
+WIDTHS = {"thin": (2, 3, 4), "square": (10, 12, 14)}
+
+
+def fused_parts(form: str, seed: int) -> tuple[Adapter[Any], ...]:
+    """Three parts, of two non-linearities; wide ones say as much as narrow ones."""
+    return tuple(
+        adapter(
+            replace(
+                PARAMS,
+                bottleneck_size=size,
+                scaling=(1.0 + n) / max(WIDTHS[form][0] - 3, 2),
+                non_linearity=("relu", "tanh")[n // 2],
+            ),
+            seed + n,
+        )
+        for n, size in enumerate(WIDTHS[form])
+    )
+
+
 @pytest.mark.parametrize("value", [True, False])
-@pytest.mark.parametrize("rows", [[0, -1, 0, 1, 2, 0], [1, 1, -1]])
-def test_a_fusion_is_its_equation_beside_others(value: bool, rows: list[int]) -> None:
-    parts = tuple(adapter(replace(PARAMS, bottleneck_size=n + 2, scaling=1.0 + n), n) for n in range(3))
-    worn = [fusion(parts, value, 11), adapter(MIXED[3], 4), fusion(parts[:2], True, 12)]
+@pytest.mark.parametrize("rows", [[0, -1, 0, 1, 2, 0, 3], [1, 1, -1], [2] * 5, [0] * 9 + [2] * 9, [-1]])
+@pytest.mark.parametrize("form", WIDTHS)
+@pytest.mark.parametrize("way", ["together", "alone"])
+def test_a_fusion_is_its_equation_beside_others(
+    form: str, value: bool, rows: list[int], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fusion_pack, "_CALL_FLOPS", 1e18 if way == "together" else -1.0)
+    parts, others = fused_parts(form, 0), fused_parts(form, 20)
+    worn = [fusion(parts, value, 11), adapter(MIXED[3], 4), fusion(parts[:2], True, 12), fusion(others, value, 13)]
     inputs = random_inputs(len(rows))
     found = applied(worn, rows, inputs)
     torch.testing.assert_close(found.double(), looped(worn, rows, inputs), atol=1e-5, rtol=1e-5)
-    assert worn[0].size_bytes > sum(part.size_bytes for part in parts)
+    for row, index in enumerate(rows):
+        if index == Segments.BASE:
+            assert torch.equal(found[row], inputs[2][row])
+
+
+@pytest.mark.parametrize("form", WIDTHS)
+@pytest.mark.parametrize("value", [True, False])
+def test_a_fusion_is_bound_in_fewer_bytes_than_it_is_stored_in(form: str, value: bool) -> None:
+    stored = fusion(fused_parts(form, 0), value, 11)
+    held = prepared(stored)
+    assert sum(part.size_bytes for part in held.parts) < held.size_bytes < stored.size_bytes
+    assert any("thin_" in name for name in held.tensors) == (form == "thin")
+
+
+def test_fusions_that_read_something_else_do_not_share_a_product() -> None:
+    readers = [replace(PARAMS, bottleneck_size=2, reads=reads) for reads in ("sum", "output", "sum")]
+    worn = [fusion((adapter(one, 2 * n), adapter(one, 2 * n + 1)), True, 30 + n) for n, one in enumerate(readers)]
+    # One row each: whatever is added for one is what another reads of its own row only.
+    inputs = random_inputs(4)
+    found = applied(worn, [0, 1, 2, -1], inputs)
+    torch.testing.assert_close(found.double(), looped(worn, [0, 1, 2, -1], inputs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["together", "alone"])
+def test_a_fusions_overflowing_neighbour_changes_nobody(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion_pack, "_CALL_FLOPS", 1e18 if way == "together" else -1.0)
+    good, bad = fusion(fused_parts("thin", 0), True, 11), fusion(fused_parts("thin", 20), True, 12)
+    hot = tuple(
+        replace(part, tensors={name: t * 1e30 if "down" in name else t for name, t in part.tensors.items()})
+        for part in bad.parts
+    )
+    rows, inputs = [0, 1, -1, 0], random_inputs(4)
+    inputs[2][1] = float("nan")
+    found = applied([good, replace(bad, parts=hot)], rows, inputs)
+    kept = [0, 2, 3]
+    torch.testing.assert_close(found[kept].double(), looped([good, bad], rows, inputs)[kept], atol=1e-5, rtol=1e-5)
+
+
+def test_a_fusion_whose_products_overflow_is_refused() -> None:
+    whole = fusion(fused_parts("thin", 0), True, 11)
+    hot = replace(whole, tensors={name: t * 1e30 for name, t in whole.tensors.items()})
+    with pytest.raises(InvalidInputError, match=r"model\.layers\.0\.attention\.query.*not finite"):
+        prepared(hot)
 
 
 def test_a_fusion_with_other_parts_than_it_names_is_refused() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.subjects import RandomAdapter
 from tests.contract.vllm_pool import VllmPool
+from tests.engine_options import exact_options
 from tests.server import native
 from tests.tiny_models import AddedBase
 from weft_registry import artifact
@@ -25,7 +26,7 @@ from weft_server.engine import (
     Sampling,
     TokenEvent,
 )
-from weft_server.torch_engine.engine import TorchEngine, TorchEngineOptions
+from weft_server.torch_engine.engine import TorchEngine
 
 MakeEngine = Callable[..., "Harness"]
 
@@ -135,20 +136,10 @@ def make_engine(
 
     def make(**options: Any) -> Harness:
         base = tiny_base()
-        values: dict[str, Any] = {
-            "device": torch.device("cpu"),
-            "dtype": torch.float32,
-            "copies": False,
-            "max_batch_size": 8,
-            "max_prefill_tokens": 256,
-            "max_waiting": 64,
-            "kv_bytes": 64 << 20,
-            "overlay_bytes": 64 << 20,
-            **options,
-        }
+        values: dict[str, Any] = {"kv_bytes": 64 << 20, "overlay_bytes": 64 << 20, **options}
         if request.param == "native":
             values |= {"dtype": torch.bfloat16, "native": native.library(base.stored)}
-        engine = TorchEngine(base.stored, TorchEngineOptions(**values))
+        engine = TorchEngine(base.stored, exact_options(**values))
         made.append(engine)
         harness = Harness(engine, base, tmp_path / f"adapters-{len(made)}", values["kv_bytes"])
         engine.start(harness.deliver)

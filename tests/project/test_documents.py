@@ -83,6 +83,33 @@ def test_every_relative_link_leads_somewhere(documents: list[Path], root: Path) 
     assert not broken, "\n".join(broken)
 
 
+def test_every_link_into_a_document_names_one_of_its_headings(documents: list[Path], root: Path) -> None:
+    anchors = {path.resolve(): _anchors(path) for path in documents}
+    checked, broken = 0, []
+    for path in documents:
+        for link in LINK.findall(path.read_text()):
+            file, hash_, anchor = link.partition("#")
+            target = (path.parent / file).resolve() if file else path.resolve()
+            if hash_ and not re.match(r"[a-z]+:", link) and target in anchors:
+                checked += 1
+                if anchor not in anchors[target]:
+                    broken.append(f"{path.relative_to(root)}: {link}")
+    assert not broken, "\n".join(broken)
+    assert checked > 3
+
+
+def _anchors(path: Path) -> set[str]:
+    """What a link may name in a document, as GitHub makes it of headings: repeated ones are numbered."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", BLOCK.sub("", path.read_text()), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        number = 0
+        while (name := f"{slug}-{number}" if number else slug) in found:
+            number += 1
+        found.add(name)
+    return found
+
+
 def test_every_decision_record_has_its_three_parts(root: Path) -> None:
     records = sorted((root / "docs" / "adr").glob("[0-9]*.md"))
     assert [path.name[:4] for path in records] == [f"{number:04}" for number in range(1, len(records) + 1)]

@@ -36,11 +36,11 @@ def hub_base(tmp_path_factory: pytest.TempPathFactory) -> StoredBase:
     return add_hub_base(tmp_path_factory.mktemp("hub")).stored
 
 
-def worn(name: str, dtype: torch.dtype) -> Adapter[object]:
+def worn(name: str, dtype: torch.dtype, base: StoredBase) -> Adapter[object]:
     """One of AdapterHub's cases as an engine wears it."""
     case = CASES[name]
     if case.fusion:
-        return hub_fusion(name).bound(dtype)
+        return hub_fusion(name).bound(dtype, base)
     parts = [hub_adapter(part).bound(dtype) for part in case.adapters]
     if len(parts) == 1:
         return parts[0]
@@ -53,7 +53,7 @@ def answers(tracer: Tracer, wearers: list[Adapter[object] | None]) -> list[Tenso
 
 
 def test_all_of_adapterhubs_cases_in_one_batch_have_its_logits(hub_base: StoredBase) -> None:
-    wearers = [worn(name, torch.float32) for name in CASES]
+    wearers = [worn(name, torch.float32, hub_base) for name in CASES]
     found = answers(Tracer(hub_base), [None, *wearers, None])
     torch.testing.assert_close(found[0], expected("base")[-1], atol=2e-4, rtol=1e-4)
     for name, logits in zip(CASES, found[1:-1], strict=True):
@@ -62,7 +62,7 @@ def test_all_of_adapterhubs_cases_in_one_batch_have_its_logits(hub_base: StoredB
 
 def test_the_native_decoder_has_them_up_to_bfloat16(hub_base: StoredBase) -> None:
     tracer = Tracer(hub_base, decoder=native.decoder(hub_base))
-    wearers = [worn(name, torch.bfloat16) for name in CASES]
+    wearers = [worn(name, torch.bfloat16, hub_base) for name in CASES]
     found = answers(tracer, [None, *wearers])
     base = expected("base")[-1]
     assert float((found[0] - base).norm() / base.norm()) < 0.03
@@ -78,7 +78,7 @@ def test_rows_without_one_keep_their_bits_beside_any_number_of_them(tiny_base: C
     lora = random_adapter("lora", stored.spec, 5, strength=0.3).bound(torch.bfloat16)
     prompts = [[5, 9, 200, 31], [7, 7, 12], [4, 90, 3, 77, 8], [31, 2]]
     networks = [
-        random_adapter(kind, stored.spec, seed, strength=0.3).bound(torch.bfloat16)
+        random_adapter(kind, stored.spec, seed, strength=0.3).bound(torch.bfloat16, stored)
         for kind in ("bottleneck", "fusion")
         for seed in (1, 2)
     ]
@@ -131,9 +131,10 @@ async def test_a_fusion_brings_its_parts_into_memory_and_counts_them(
     assert isinstance(bound, Adapter)
     assert [part.digest for part in bound.parts] == [part.digest for part in parts]
     assert held.resident_bytes == bound.size_bytes > sum(part.size_bytes for part in bound.parts)
-    assert (await resolver.ask("test/fused")).memory_bytes == bound.size_bytes
+    # Room is made for what is stored; what is computed with takes less.
+    size = (await resolver.ask("test/fused")).memory_bytes
+    assert bound.size_bytes < size
     lease.release()
-    size = bound.size_bytes
     tight, _ = registries.residency(engine, registry, tmp_path / "tight", limit_bytes=size - 1)
     with pytest.raises(ExhaustedError, match="raise --adapter-memory"):
         await tight.lease("test/fused")

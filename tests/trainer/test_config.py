@@ -14,6 +14,7 @@ from weft_trainer.config import adapter as adapter_config
 from weft_trainer.config import data as data_config
 from weft_trainer.config import objective as objective_config
 from weft_trainer.config import run as configs
+from weft_trainer.config import yaml_source
 from weft_trainer.config.adapter import LoraOptions, LowRankOptions, PrefixOptions
 from weft_trainer.data import judging, templates
 
@@ -157,6 +158,7 @@ WHOLE = {
     "lora": ["adapter.r=4", "adapter.layers=[1, 2]", "adapter.rank_pattern={q_proj: 4}", "adapter.dropout=1e-5"],
     "qalora": ["adapter.layers=top:8", "training.learning_rate=3e-7", "training.steps=5", "name=yes it is"],
     "prefix": ["adapter.init_text='a: b\\n- é'", "data.eval=held.jsonl", "training.tensorboard=logs/x"],
+    "dora": ["training.epochs=2.5"],
     "p_tuning_v2": ["data.train=[{path: a, weight: 0.25}, {path: b, weight: 1e-3}]", "data.packing=true"],
 }
 
@@ -213,6 +215,19 @@ def test_settings_without_effect_are_refused(file: Path, overrides: list[str], s
     assert says in caught.value.message
 
 
+def test_steps_and_epochs_together_are_refused_with_the_line_and_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL + "training:\n  steps: 30\n  epochs: 2\n")
+    with pytest.raises(InvalidInputError, match=r"run\.yaml:7:3: training\.epochs: without effect.*is 30; keep one"):
+        configs.load(path)
+    assert configs.load(path, ["training.epochs=null"]).training.steps == 30
+    assert configs.load(path, ["training.steps=null"]).training.passes == 2
+    path.write_text(MINIMAL)
+    assert configs.load(path).training.passes == 3
+    with pytest.raises(InvalidInputError, match=r"^override training\.epochs=2: training\.epochs: without effect"):
+        configs.load(path, ["training.steps=30", "training.epochs=2"])
+
+
 def test_a_prefix_cannot_start_at_a_text_and_be_an_mlp(file: Path) -> None:
     with pytest.raises(InvalidInputError, match="give one of the two"):
         configs.load(file, ["method=prefix", "adapter.init_text=hello", "adapter.prefix_projection=true"])
@@ -232,7 +247,7 @@ def test_a_file_that_is_not_there_or_not_yaml_is_refused(tmp_path: Path) -> None
         ("base: b\n\tmethod: lora\n", r"bad\.yaml:2:1: not YAML: .*'\\t'"),
         ("a: [", r"bad\.yaml:1:5: not YAML: "),
         ("a: !!python/object/apply:os.getcwd []\n", r"bad\.yaml:1:4: not YAML: .*python/object"),
-        ("a: &a {b: *a}\n", "an alias within what it stands for"),
+        ("a: &a {b: *a}\n", r"bad\.yaml:1:4: an alias within what it stands for"),
         ("a: " + "[" * 5000, "nested too deeply"),
     ],
 )
@@ -242,6 +257,43 @@ def test_what_is_not_yaml_is_one_line_that_says_where(tmp_path: Path, text: str,
     with pytest.raises(InvalidInputError, match=says) as caught:
         configs.load(path)
     assert "\n" not in caught.value.message
+
+
+def bomb(levels: int, width: int = 10) -> str:
+    """Aliases of aliases, which stand for width ** levels values."""
+    rows = ["a0: &a0 x"]
+    rows += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, levels + 1)]
+    return "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_aliases_that_stand_for_too_much_are_refused_before_they_are_followed(tmp_path: Path, merge: bool) -> None:
+    path = tmp_path / "run.yaml"
+    text = bomb(6)
+    if merge:
+        text = text.replace("&a0 x", "&a0 {k: v}").replace("[", "{<<: [").replace("]", "]}")
+    path.write_text(MINIMAL + text)
+    with pytest.raises(InvalidInputError, match=r"run\.yaml:1\d:\d+: this stands for .* at most 100,000"):
+        configs.load(path)
+
+
+def test_a_values_size_is_what_its_aliases_stand_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.yaml"
+    # The mapping, two keys, and twice a list of four with itself.
+    path.write_text("a: &a [1, 2, 3, 4]\nb: *a\n")
+    monkeypatch.setattr(yaml_source, "MAX_VALUES", 13)
+    assert yaml_source.YamlSource(path).document == {"a": [1, 2, 3, 4], "b": [1, 2, 3, 4]}
+    monkeypatch.setattr(yaml_source, "MAX_VALUES", 12)
+    with pytest.raises(InvalidInputError, match=r"x\.yaml:1:1: this stands for 13 keys and values"):
+        yaml_source.YamlSource(path)
+
+
+def test_an_override_that_stands_for_too_much_is_refused(file: Path) -> None:
+    text = f"[{', '.join(row.partition(': ')[2] for row in bomb(6).splitlines())}]"
+    with pytest.raises(InvalidInputError, match=r"^override .*this stands for .* at most 100,000"):
+        configs.load(file, [f"base={text}"])
+    with pytest.raises(InvalidInputError, match=r"^override .*an alias within what it stands for"):
+        configs.load(file, ["base=&a [*a]"])
 
 
 def test_a_network_that_is_multiplied_by_zero_is_refused(file: Path) -> None:

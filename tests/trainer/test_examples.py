@@ -17,6 +17,8 @@ from weft_trainer.progress import QuietReporter
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "examples").glob("*.yaml"))
 
+TWO_STEPS = ("training.steps=2", "training.epochs=null")
+
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])
 def test_a_recipe_runs_as_it_is(
@@ -25,7 +27,7 @@ def test_a_recipe_runs_as_it_is(
     # Its paths are relative to the repository.
     monkeypatch.chdir(ROOT)
     base = tiny_base()
-    overrides = [f"base={base.name}", f"output={tmp_path / 'made'}", "training.steps=2"]
+    overrides = [f"base={base.name}", f"output={tmp_path / 'made'}", *TWO_STEPS]
     if recipe.stem == "fusion":
         parts = [trained_part(base, tmp_path / f"part-{seed}", seed) for seed in (0, 1)]
         overrides.append(f"adapter.parts=[{', '.join(f'acme/part-{path.name}={path}' for path in parts)}]")
@@ -40,5 +42,5 @@ def test_a_recipe_runs_as_it_is(
 
 def trained_part(base: AddedBase, output: Path, seed: int) -> Path:
     """What the fusion's recipe says to train first."""
-    overrides = [f"base={base.name}", f"output={output}", "training.steps=2", f"training.seed={seed}"]
+    overrides = [f"base={base.name}", f"output={output}", *TWO_STEPS, f"training.seed={seed}"]
     return runs.train(configs.load(ROOT / "examples" / "pfeiffer.yaml", overrides), QuietReporter(), base.home)

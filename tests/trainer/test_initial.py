@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import BATCH, backward_as_peft, dense_model
@@ -235,7 +235,7 @@ def test_loftq_starts_nearer_to_the_original_than_the_base_is(
 
 
 def test_loftq_without_the_bases_original_is_refused_by_name(
-    tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path]
+    tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = tiny_base()
     for options, words in (
@@ -244,6 +244,17 @@ def test_loftq_without_the_bases_original_is_refused_by_name(
     ):
         with pytest.raises(InvalidInputError, match=words):
             attached(base, options)
+    quantized, empty = tmp_path / "quantized", tmp_path / "empty"
+    empty.mkdir()
+    shutil.copytree(tiny_source(), quantized)
+    codes = {name: t.to(torch.int8) for name, t in load_file(str(quantized / "model.safetensors")).items()}
+    save_file(codes, quantized / "model.safetensors")
+    needed = (
+        rf"needs the float weights of {base.stored.spec.fingerprint.id}: the directory .* take another adapter\.init"
+    )
+    for path, words in ((empty, "no tensor"), (tmp_path / "none", "no tensor"), (quantized, "not in floats")):
+        with pytest.raises(InvalidInputError, match=rf"^adapter\.original: .*{words}.*; LoftQ .* {needed}"):
+            attached(base, LoraOptions(init="loftq", original=path, **SHARED))
     with pytest.raises(InvalidInputError, match=r"adapter.init: loftq .* adapter.original"):
         LoraOptions(init="loftq")
     with pytest.raises(InvalidInputError, match=r"adapter\.original: without effect"):

@@ -48,7 +48,8 @@ def labelled(data: Path, judge: AddedBase, **options: Any) -> tuple[Labelled, li
     output.unlink(missing_ok=True)
     options = {"base": judge.name, "template": SHORT, "dtype": torch.float32, "home": judge.home} | options
     found = labelling.label(data, output, QuietReporter(), **options)
-    return found, [json.loads(line) for line in output.read_text().splitlines()]
+    assert output.exists() == bool(found.written), "what is there is never empty"
+    return found, [json.loads(line) for line in output.read_text().splitlines()] if found.written else []
 
 
 def asked(judge: AddedBase, row: Mapping[str, Any], first: str, second: str) -> float:
@@ -205,3 +206,69 @@ def test_the_command_reports_what_it_kept(judge: AddedBase, data: Path, monkeypa
     refused = CliRunner().invoke(app, [*arguments[:3], "+x", *arguments[4:]])
     assert refused.exit_code == 2
     assert "is no BASE or BASE+ARTIFACT" in refused.output
+
+
+TIE = {"prompt": "Q?", "response_a": "yes", "response_b": "yes"}
+LONG = {"prompt": "why " * 400, "response_a": "a", "response_b": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "says"),
+    [
+        (
+            [TIE] * 3,
+            [],
+            "of 3 pairs the judge prefers no answer at all, and judges 3 of them otherwise in the other order",
+        ),
+        (ROWS, ["--min-margin", "1"], "prefers no answer by 1 or more"),
+        (ROWS, ["--min-margin", "1"], "; lower --min-margin (the margin is 0."),
+        ([LONG] * 2, [], "none of the 2 pairs fits the judge's context; shorten"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_command_fails_and_says_what_to_try_where_nothing_is_left(
+    judge: AddedBase,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[dict[str, Any]],
+    options: list[str],
+    says: str,
+    as_json: bool,
+) -> None:
+    monkeypatch.setenv("WEFT_HOME", str(judge.home.root))
+    output, template = data.with_name("out.jsonl"), data.with_name("judge.yaml")
+    template.write_text(json.dumps({"prompt": SHORT.prompt}))
+    command = [
+        "label",
+        str(write(data, rows)),
+        "--judge",
+        judge.name,
+        "-o",
+        str(output),
+        "--template",
+        str(template),
+        "-q",
+    ]
+    result = CliRunner().invoke(app, [*command, *options, *(["--json"] if as_json else []), "--dtype", "float32"])
+    assert result.exit_code == 1
+    assert f"error: {data}: " in result.stderr
+    assert says in result.stderr
+    assert "nothing was written" in result.stderr
+    assert not output.exists()
+    if as_json:
+        found = json.loads(result.stdout)
+        assert (found["output"], found["written"], found["rows"]) == (None, 0, len(rows))
+
+
+def test_the_command_succeeds_where_some_pairs_are_left(
+    judge: AddedBase, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEFT_HOME", str(judge.home.root))
+    output = data.with_name("out.jsonl")
+    arguments = ["label", str(write(data, [LONG, *ROWS])), "--judge", judge.name, "-o", str(output), "-q"]
+    template = data.with_name("judge.yaml")
+    template.write_text(json.dumps({"prompt": SHORT.prompt}))
+    result = CliRunner().invoke(app, [*arguments, "--template", str(template), "--dtype", "float32"])
+    assert result.exit_code == 0, result.output
+    assert "1 do not fit" in result.stdout
+    assert len(output.read_text().splitlines()) == 6

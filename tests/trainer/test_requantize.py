@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from benchmarks.subjects import random_adapter
 from tests.tiny_models import AddedBase
 from weft_adapters.base.load import StoredBase
 from weft_adapters.base.quantize import quantize
+from weft_adapters.int4 import Int4Weight
 from weft_adapters.kinds.kind import Adapter
 from weft_registry.errors import AlreadyExistsError, InvalidInputError, UnsupportedError
+from weft_trainer.methods.worn import wear
 from weft_trainer.modeling.base import build
 from weft_trainer.modeling.calibration import calibrate
 from weft_trainer.progress import QuietReporter
@@ -136,6 +139,80 @@ def test_an_adapter_is_merged_before_its_weights_are_rounded(
                 strict=True,
             ):
                 assert torch.equal(found, expected)
+
+
+def test_biases_that_a_merge_scales_are_stored_scaled_and_calibrated_with(
+    tiny_base: Callable[..., AddedBase], tmp_path: Path, texts: Path
+) -> None:
+    base = tiny_base("qwen2")
+    ia3 = random_adapter("ia3", base.stored.spec, 3, strength=0.5)
+    ia3.write(tmp_path / "ia3", base.stored.spec, "ia3")
+    for name, calibration in (("scaled", None), ("scaled-gptq", texts)):
+        requantize(
+            base.name,
+            name,
+            REPORT,
+            bits=4,
+            group_size=32,
+            merge=tmp_path / "ia3",
+            calibration=calibration,
+            length=64,
+            home=base.home,
+        )
+    biased = [module for module in base.stored.spec.linears if base.stored.bias(module) is not None]
+    assert {module.rpartition(".")[2] for module in biased} == {"q_proj", "k_proj", "v_proj"}
+    for name in ("scaled", "scaled-gptq"):
+        again = open_named(base, name)
+        again.verify()
+        for module in biased:
+            bias_N, found_N = base.stored.bias(module), again.bias(module)
+            assert bias_N is not None
+            assert found_N is not None
+            vector_N = ia3.tensors[f"base_model.model.{module}.ia3_l"].flatten().double()
+            assert torch.equal(found_N, (bias_N.double() * vector_N).float())
+    # The whole model, against the merged one: as near as four bits are, and far from one whose biases stayed.
+    tokens = torch.tensor([row for row in sequences(base.stored, texts, 64, 32, REPORT) if len(row) == 32])
+    merged = wear(base.stored, tmp_path / "ia3", torch.float32, base.home, merged=True)
+
+    def states(stored: StoredBase, biases: Callable[[str], torch.Tensor | None] | None = None) -> torch.Tensor:
+        replaced = None if biases is None else {m: b for m in biased if (b := biases(m)) is not None}
+        return build(stored, torch.float32, biases=replaced).hidden({"input_ids": tokens})
+
+    with torch.no_grad():
+        wanted = merged.hidden({"input_ids": tokens})
+        for name in ("scaled", "scaled-gptq"):
+            again = open_named(base, name)
+            error = (states(again) - wanted).norm()
+            assert error < 0.1 * wanted.norm()
+            assert (states(again, base.stored.bias) - wanted).norm() > 1.3 * error
+
+
+def test_calibration_runs_with_the_biases_that_it_is_given(tiny_base: Callable[..., AddedBase]) -> None:
+    stored = tiny_base("qwen2").stored
+    ids = [[5, 9, 200, 31, 7, 3], [8, 8, 1]]
+    biases = {m: 3 * b.float() for m in stored.spec.linears if (b := stored.bias(m)) is not None}
+    sums: list[dict[str, torch.Tensor]] = []
+    for given in (None, biases):
+        seen: dict[str, torch.Tensor] = {}
+
+        def choose(module: str, weight_NK: torch.Tensor, hessian_KK: torch.Tensor, seen: Any = seen) -> Int4Weight:
+            seen[module] = hessian_KK
+            return stored.int4(module)
+
+        dict(calibrate(stored, ids, lambda m: stored.int4(m).dequantize(), choose, REPORT, given))
+        sums.append(seen)
+    reference = build(stored, torch.float32, biases=biases)
+    outputs: list[torch.Tensor] = []
+    module = "model.layers.0.self_attn.o_proj"
+    reference.model.get_submodule(module).register_forward_pre_hook(
+        lambda _, args: outputs.append(args[0].flatten(0, -2).double())
+    )
+    with torch.no_grad():
+        for row in ids:
+            reference.model(input_ids=torch.tensor([row]))
+    expected = sum((x_TK.t() @ x_TK for x_TK in outputs), torch.zeros_like(sums[1][module]))
+    torch.testing.assert_close(sums[1][module], expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(sums[0][module], expected, rtol=0.1)
 
 
 def test_what_cannot_be_is_refused_and_stores_nothing(tiny_base: Callable[..., AddedBase], tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.tiny_models import AddedBase
+from weft_client.cli.app import app
 from weft_registry import artifact as artifacts
 from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError
@@ -186,3 +188,37 @@ def test_a_run_reports_seen_and_unseen_templates_apart(
     assert trained["templates_sha256"] == digests.of_file(templates)
     assert Counter(trained["forms"]) == Counter({"question": 4, "short": 4, "turned": 4})
     assert "unseen templates" in (configs.parse(plain).output / artifacts.CARD).read_text()
+
+
+def test_scoring_writes_the_rows_as_the_training_run_did(
+    deep_base: AddedBase,
+    make_config: Callable[..., TrainConfig],
+    run: Callable[..., Path],
+    templates: Path,
+    records: FieldRecords,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = make_config(deep_base, "lora", {"r": 4}, steps=4).as_json()
+    dataset = {"path": records.uri, "templates": str(templates)}
+    plain["data"] |= {"train": [dataset], "eval": [dataset]}
+    trained = run(configs.parse(plain), deep_base)
+    metrics = {m.name: float(m.value) for m in artifacts.read(trained).metrics}
+    monkeypatch.setenv("WEFT_HOME", str(deep_base.home.root))
+    command = ["eval", str(trained), records.uri, "--templates", str(templates), "--dtype", "float32", "-q"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    scores = json.loads(done.stdout)
+    titles = [f"{records.uri} ({label})" for label in ("seen templates", "unseen templates")]
+    assert list(scores["parts"]) == titles
+    assert (scores["examples"], [part["examples"] for part in scores["parts"].values()]) == (24, [12, 12])
+    for title in titles:
+        assert scores["parts"][title]["loss"] == pytest.approx(metrics[f"loss[{title}]"], abs=1e-4)
+    assert scores["loss"] == pytest.approx(metrics["loss"], abs=1e-4)
+    assert scores["parts"][titles[0]]["loss"] != scores["parts"][titles[1]]["loss"]
+    some = CliRunner().invoke(app, [*command, "--rows", "5"])
+    assert some.stdout.count("examples") == 3
+    assert all(title in some.stdout for title in titles)
+    # Without held-out templates there is one score, as of any file.
+    templates.write_text(FILE.partition("  - name: unseen")[0])
+    whole = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert (set(whole), whole["examples"]) == ({"loss", "exact_match", "examples"}, 12)

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.subjects import RandomAdapter
+from tests.engine_options import exact_options
 from tests.tiny_models import AddedBase
 from weft_registry import artifact
 from weft_server.engine import EngineEvent, EngineRequest, FinishEvent, Sampling, TokenEvent
-from weft_server.torch_engine.engine import TorchEngine, TorchEngineOptions
+from weft_server.torch_engine.engine import TorchEngine
 from weft_server.vllm_engine.engine import VllmEngine
 from weft_server.vllm_engine.options import VllmEngineOptions
 
@@ -89,17 +88,7 @@ def vllm_asked(base: AddedBase, directory: Path, arguments: Mapping[str, Any], *
 @contextmanager
 def torch_asked(base: AddedBase, directory: Path) -> Iterator[Asked]:
     """The torch engine, with as many rows."""
-    options = TorchEngineOptions(
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        copies=False,
-        max_batch_size=8,
-        max_prefill_tokens=256,
-        max_waiting=64,
-        kv_bytes=1 << 22,
-        overlay_bytes=1 << 22,
-    )
-    engine = TorchEngine(base.stored, options)
+    engine = TorchEngine(base.stored, exact_options())
     try:
         yield Asked(engine, directory, base)
     finally:

@@ -1,4 +1,7 @@
-"""What the command line calls. Importing this module imports neither torch nor transformers; calling it does."""
+"""What the command line calls. Importing this module imports neither torch nor transformers; calling it does.
+
+Progress goes to standard error unless `report` says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 def train_from_file(path: Path, overrides: Sequence[str] = (), report: Reporter | None = None) -> Path:
     """`weft train PATH [key=value ...]`: trains one adapter, returns its artifact directory.
 
-    Progress goes to standard error unless `report` says otherwise. Raises the errors of `weft_registry.errors`.
+    Raises the errors of `weft_registry.errors`.
     """
     return train(configs.load(path, overrides), report)
 
@@ -44,9 +47,11 @@ def evaluate_artifact(
     *,
     dtype: str = "bfloat16",
     rows: int | None = None,
+    templates: Path | None = None,
     report: Reporter | None = None,
 ) -> dict[str, Any]:
-    """`weft eval ARTIFACT DATA`: {"loss", "exact_match", "examples"}.
+    """`weft eval ARTIFACT DATA`: {"loss", "exact_match", "examples"}, and with held-out `templates` (a YAML file) the
+    same for each of "parts", by name.
 
     `artifact` None scores the base alone, and then needs `base`. `merged` scores what a merge makes. Raises the errors
     of `weft_registry.errors`.
@@ -58,9 +63,18 @@ def evaluate_artifact(
     from weft_trainer import evaluate as scoring
 
     result = scoring.evaluate(
-        artifact, data, report or ConsoleReporter(), base=base, merged=merged, dtype=_dtype(dtype), rows=rows
+        artifact,
+        data,
+        report or ConsoleReporter(),
+        base=base,
+        merged=merged,
+        dtype=_dtype(dtype),
+        rows=rows,
+        templates=templates,
     )
-    return {"loss": result.loss, "exact_match": result.exact_match, "examples": result.examples}
+    scores = {**result.figures(), "examples": result.examples}
+    parts = {part.name: {**part.score.figures(), "examples": part.score.examples} for part in result.parts}
+    return scores | ({"parts": parts} if parts else {})
 
 
 def requantize_base(
@@ -73,10 +87,10 @@ def requantize_base(
     samples: int = 128,
     length: int = 256,
     merge: Path | None = None,
-    quiet: bool = False,
+    report: Reporter | None = None,
 ) -> BaseSpec:
     """`weft base requantize SOURCE NAME`: see `weft_trainer.requantize.requantize`."""
-    from weft_trainer.progress import ConsoleReporter, QuietReporter
+    from weft_trainer.progress import ConsoleReporter
     from weft_trainer.quiet import quiet_transformers
 
     quiet_transformers()
@@ -85,7 +99,7 @@ def requantize_base(
     return run.requantize(
         source,
         name,
-        QuietReporter() if quiet else ConsoleReporter(),
+        report or ConsoleReporter(),
         bits=bits,
         group_size=group_size,
         calibration=calibration,
@@ -105,10 +119,10 @@ def label_pairs(
     template: Path | None = None,
     min_margin: float = 0.0,
     dtype: str = "bfloat16",
-    quiet: bool = False,
+    report: Reporter | None = None,
 ) -> Labelled:
     """`weft label DATA --judge BASE+ARTIFACT -o OUTPUT`: see `weft_trainer.label.label`. `template` is a YAML file."""
-    from weft_trainer.progress import ConsoleReporter, QuietReporter
+    from weft_trainer.progress import ConsoleReporter
     from weft_trainer.quiet import quiet_transformers
 
     quiet_transformers()
@@ -118,7 +132,7 @@ def label_pairs(
     return run.label(
         data,
         output,
-        QuietReporter() if quiet else ConsoleReporter(),
+        report or ConsoleReporter(),
         base=base,
         artifact=artifact,
         merged=merged,

@@ -1,4 +1,4 @@
-"""Scores an artifact, unmerged or merged, or the base alone, on a JSONL file."""
+"""Scores an artifact, unmerged or merged, or the base alone, on a file of examples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from weft_registry.errors import InvalidInputError
 from weft_registry.home import Home
 from weft_trainer.data.batches import TokenBatches
-from weft_trainer.data.rows import choose, read_rows
+from weft_trainer.data.records import read_records
+from weft_trainer.data.rows import Rows, choose, read_rows
+from weft_trainer.data.templates import FieldRecords, load_templates
 from weft_trainer.data.tokenization import BaseTokenizer, tokenize
 from weft_trainer.methods.worn import base_of, open_base, wear
 from weft_trainer.objectives.score import Score, score
@@ -26,13 +28,15 @@ def evaluate(
     dtype: torch.dtype = torch.bfloat16,
     max_length: int | None = None,
     rows: int | None = None,
+    templates: Path | None = None,
     home: Home | None = None,
 ) -> Score:
     """The score of the artifact in `directory` (None: of the base alone) on the examples of `data`.
 
     `base` names the stored base; None takes the one whose weights the manifest names. `merged` scores the overlay that
     a server's merge makes instead of base plus delta. `max_length` None is the base's context length; `rows` limits
-    how many examples are scored. Raises what reading, binding and merging raise.
+    how many records are scored. `templates` (YAML) writes the records as in training: each with a template of training
+    and, if there are any, with a held-out one, scored apart. Raises what reading, binding and merging raise.
     """
     home = home or Home.from_environment()
     if directory is None:
@@ -45,7 +49,18 @@ def evaluate(
         stored = base_of(directory, base, home)
     model = wear(stored, directory, dtype, home, merged=merged)
     tokenizer = BaseTokenizer(stored.tokenizer_dir, stored.config.eos_token_ids)
-    chosen = choose(read_rows(data, "eval"), rows, seed=0)
-    dataset = tokenize(chosen, tokenizer, max_length or stored.spec.context_length)
-    report.message(dataset.describe())
-    return score(model, TokenBatches(dataset.examples, tokenizer.pad), dataset.examples, report)
+    length = max_length or stored.spec.context_length
+    datasets = [tokenize(part, tokenizer, length) for part in _read(data, templates, rows)]
+    for dataset in datasets:
+        report.message(dataset.describe())
+    examples = tuple(example for dataset in datasets for example in dataset.examples)
+    groups = [dataset.rows.title for dataset in datasets for _ in dataset.examples] if len(datasets) > 1 else ()
+    return score(model, TokenBatches(examples, tokenizer.pad), examples, report, groups=groups)
+
+
+def _read(data: Path, templates: Path | None, rows: int | None) -> list[Rows]:
+    if templates is None:
+        return [choose(read_rows(data, "eval"), rows, seed=0)]
+    file = read_records(data)
+    records = choose(FieldRecords(file, file.records, "eval"), rows, seed=0)
+    return records.evaluation_rows(load_templates(templates), 0, "error")

@@ -100,8 +100,8 @@ def label(
     {"prompt", "chosen", "rejected", "margin"}, in the file's order; whole or not at all.
 
     The judge is the stored `base`, wearing `artifact` if there is one. Pairs whose margin is below `min_margin`, or
-    zero, are left out. Raises `AlreadyExistsError` if there is something at `output`, `InvalidInputError` naming the
-    line of a row that is no such pair, and what opening the judge raises.
+    zero, are left out; where that leaves none, no file is written. Raises `AlreadyExistsError` if there is something at
+    `output`, `InvalidInputError` naming the line of a row that is no such pair, and what opening the judge raises.
     """
     home = home or Home.from_environment()
     if output.exists():
@@ -135,7 +135,8 @@ def label(
             chosen, rejected = row.answers if share > 0.5 else row.answers[::-1]
             pair = {"prompt": row.prompt, "chosen": chosen, "rejected": rejected, "margin": margin}
             lines.append(json.dumps(pair, ensure_ascii=False) + "\n")
-    _write(output, lines)
+    if lines:
+        _write(output, lines)
     return Labelled(
         rows=len(rows),
         written=len(lines),

@@ -44,8 +44,9 @@ def requantize(
     """Stores base `source`, dequantized and quantized again, as base `name`.
 
     With `calibration` (data in any form that training takes) by GPTQ over `samples` sequences of at most `length`
-    tokens, else to the nearest. With `merge` (an artifact's directory) the merged weights are what is quantized; where
-    the grid stays, modules that the adapter leaves alone keep their very codes.
+    tokens, else to the nearest. With `merge` (an artifact's directory) the merged weights are what is quantized, and
+    biases that the merge changes are stored in float32; where the grid stays, modules that the adapter leaves alone
+    keep their very codes.
 
     Raises `InvalidInputError` and `UnsupportedError` for options that are not offered, `AlreadyExistsError` if the name
     is taken, and what reading, binding and merging raise; nothing is stored then.
@@ -59,6 +60,7 @@ def requantize(
     if merge is not None:
         adapter = bind(merge, artifact.read(merge), stored.spec, dtype=torch.float32)
 
+    biases = {} if adapter is None else merged_biases(stored, adapter)
     quant = stored.spec.fingerprint.quant
     same_grid = (quant.bits, quant.group_size) == (bits, group_size)
 
@@ -87,15 +89,22 @@ def requantize(
         def choose_codes(module: str, weight_NK: Tensor, hessian_KK: Tensor) -> Int4Weight:
             return gptq(weight_NK, hessian_KK, group_size, module, bits)
 
-        return calibrate(stored, ids, dense, choose_codes, report)
+        return calibrate(stored, ids, dense, choose_codes, report, biases)
 
     weights = nearest if calibration is None else calibrated
-    checkpoint = requantized(stored, weights, bits=bits, group_size=group_size)
+    checkpoint = requantized(stored, weights, bits=bits, group_size=group_size, biases=biases)
     how = "to the nearest" if calibration is None else "by GPTQ"
     merged = "" if merge is None else f" with {merge.name} merged"
     report.message(f"{source}{merged}, quantized {how} to {bits} bits in groups of {group_size}")
     fingerprint = stored.spec.fingerprint
     return save_base(home, name, checkpoint, fingerprint.id, fingerprint.revision, report.message)
+
+
+def merged_biases(stored: StoredBase, adapter: Adapter[object]) -> dict[str, Tensor]:
+    """The biases that are others once the adapter is merged, by module."""
+    stored_biases = {module: bias_N for module in stored.spec.linears if (bias_N := stored.bias(module)) is not None}
+    merged = {module: adapter.kind.overlay_bias(module, bias_N, adapter) for module, bias_N in stored_biases.items()}
+    return {module: bias_N for module, bias_N in merged.items() if bias_N is not stored_biases[module]}
 
 
 def sequences(stored: StoredBase, path: Path, samples: int, length: int, report: Reporter) -> Sequence[Sequence[int]]:

@@ -75,7 +75,7 @@ def _fit(
         batches, count = course.batches(sources[0], None), course.count(data.train_examples)
         return fit(model, batches, count, evaluate, config, scratch, report, rank)
     # The plan is the whole run in order: one pass over it, in so many steps.
-    planned = replace(config, training=replace(config.training, steps=data.plan.steps))
+    planned = replace(config, training=replace(config.training, steps=data.plan.steps, epochs=None))
     batches, count = course.batches(sources[0], data.plan.rows), len(data.plan.rows)
     return fit(model, batches, count, evaluate, planned, scratch, report, rank, shuffle=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,20 +21,36 @@ Requantized = Callable[[], Iterable[tuple[str, Int4Weight]]]
 """Every linear module of the base, once, with its new weight."""
 
 
-def requantized(base: StoredBase, weights: Requantized, *, bits: int, group_size: int) -> Checkpoint:
-    """`base` with new weights in its linears, ready to be stored.
+def requantized(
+    base: StoredBase,
+    weights: Requantized,
+    *,
+    bits: int,
+    group_size: int,
+    biases: Mapping[str, Tensor] | None = None,
+) -> Checkpoint:
+    """`base` with new weights in its linears, ready to be stored; and with new `biases` (N,), by module, where a merge
+    has changed those that it has, in the dtype in which they are given.
 
     Raises `InvalidInputError` for a group size that does not divide a linear.
     """
-    plan = {name: (base.tensor(name).dtype, tuple(base.tensor(name).shape)) for name in _kept(base)}
+    changed = {module + layout.BIAS: bias_N for module, bias_N in (biases or {}).items()}
+    names = _kept(base)
+    if missing := changed.keys() - set(names):
+        raise ValueError(f"the base has no {', '.join(sorted(missing))}")
+
+    def kept() -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield name, changed[name] if name in changed else base.tensor(name)
+
+    plan = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in kept()}
     for module, (n_out, n_in) in base.spec.linears.items():
         check_groups(n_in, group_size, module)
         plan[module + layout.CODES] = (torch.uint8, (n_out, n_in // 2))
         plan[module + layout.SCALE] = plan[module + layout.MINIMUM] = (torch.float16, (n_out, n_in // group_size))
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in _kept(base):
-            yield name, base.tensor(name)
+        yield from kept()
         for module, weight in weights():
             yield module + layout.CODES, weight.codes_NH
             yield module + layout.SCALE, weight.scale_NG

@@ -36,7 +36,7 @@ class Adapter(Generic[ParamsT]):
     kind: Kind[ParamsT]
     params: ParamsT
     tensors: Mapping[str, Tensor]
-    """The stored form, by name, and whatever `Kind.prepare` adds to it."""
+    """The stored form, by name, and whatever `Kind.prepare` adds to it or puts in its place."""
     parts: tuple[Adapter[Any], ...] = ()
     """The adapters that this one is made over (a fusion's), in its own order."""
     size_bytes: int = field(init=False)
@@ -170,9 +170,11 @@ class Kind(ABC, Generic[ParamsT]):
         """Raises `InvalidInputError` if the bound numbers cannot be computed with beside others'."""
 
     def prepare(self, adapter: Adapter[ParamsT], base: BaseWeights) -> Adapter[ParamsT]:
-        """The same adapter with what follows from the base's weights among its tensors; called once, when it is bound.
+        """The same adapter with what can be computed ahead among its tensors, from the base's weights too, or in the
+        place of stored ones that are then needed no more; called once, when an engine binds it.
 
-        A tensor that is added has a name that no stored tensor can have.
+        A tensor that is added has a name that no stored tensor can have. Together they take no more than the stored
+        form says, apart from vectors: it is what an engine makes room for.
         """
         return adapter
 

@@ -12,6 +12,7 @@ from weft_client.cli.engines import engine_kernels
 from weft_client.cli.failure import needs_extra
 from weft_client.cli.options import json_option, quiet_option
 from weft_client.cli.output import Column, echo_fields, echo_json, echo_table, short, size
+from weft_client.cli.progress import reporter
 from weft_client.cli.sources import bases, home
 from weft_registry.base import BaseSpec
 
@@ -117,7 +118,7 @@ def requantize(
         samples=128 if samples is None else samples,
         length=256 if length is None else length,
         merge=merge,
-        quiet=quiet,
+        report=reporter(quiet),
     )
     if as_json:
         echo_json(_base_json(name, spec))

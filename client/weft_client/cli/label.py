@@ -5,13 +5,18 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from weft_client.cli.artifacts import artifact_directory
-from weft_client.cli.failure import needs_extra
+from weft_client.cli.failure import Failure, needs_extra
 from weft_client.cli.options import FiniteRange, json_option, quiet_option, registry_option
 from weft_client.cli.output import echo_fields, echo_json
+from weft_client.cli.progress import reporter
+
+if TYPE_CHECKING:
+    from weft_trainer.label import Labelled
 
 
 @click.command()
@@ -59,7 +64,7 @@ def label(
     DATA has rows {"prompt", "response_a", "response_b"}. The judge is asked about each pair in both orders, and the
     probabilities of its two labels are averaged, which cancels a preference for a position; how often the orders
     disagree is reported. The output has rows {"prompt", "chosen", "rejected", "margin"}, which `weft train` takes with
-    objective: {kind: dpo}.
+    objective: {kind: dpo}. Where not a single pair is left, nothing is written and the status is 1.
 
     \b
     Example:
@@ -84,13 +89,20 @@ def label(
             template=template,
             min_margin=min_margin,
             dtype=dtype,
-            quiet=quiet,
+            report=reporter(quiet),
         )
+    written = str(output) if found.written else None
     if as_json:
-        echo_json({"output": str(output), **asdict(found), "disagreement": found.disagreement})
-        return
+        echo_json({"output": written, **asdict(found), "disagreement": found.disagreement})
+    else:
+        echo_fields(_fields(written, found, min_margin))
+    if written is None:
+        raise Failure(f"{data}: {_why_nothing(found, min_margin)}; nothing was written")
+
+
+def _fields(output: str | None, found: Labelled, min_margin: float) -> list[tuple[str, str]]:
     fields = [
-        ("output", str(output)),
+        ("output", output or "none"),
         ("pairs", f"{found.written:,} of {found.rows:,}"),
         ("left out", f"{found.below_margin:,} with a margin of 0, or below {min_margin:g}"),
         ("disagreement", f"{found.disagreement:.1%} of the pairs are judged otherwise in the other order"),
@@ -98,4 +110,22 @@ def label(
     ]
     if found.too_long:
         fields.insert(3, ("too long", f"{found.too_long:,} do not fit the judge's context"))
-    echo_fields(fields)
+    return fields
+
+
+def _why_nothing(found: Labelled, min_margin: float) -> str:
+    """What left no pair, and what to try."""
+    if found.too_long == found.rows:
+        return (
+            f"none of the {found.rows:,} pairs fits the judge's context; shorten the prompts or the answers, ask for "
+            "less around them with --template, or take a judge with a longer context"
+        )
+    asked = found.rows - found.too_long
+    least = f"by {min_margin:g} or more" if min_margin else "at all"
+    tries = ["ask otherwise, with --template", "take another judge"]
+    if min_margin:
+        tries.insert(0, f"lower --min-margin (the margin is {found.mean_margin:.4f} on average)")
+    why = f"of {asked:,} pairs the judge prefers no answer {least}"
+    if found.disagreed:
+        why += f", and judges {found.disagreed:,} of them otherwise in the other order"
+    return f"{why}; {', or '.join(tries)}"

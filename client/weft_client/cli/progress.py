@@ -1,12 +1,16 @@
-"""A progress bar on stderr for transfers; nothing where stderr is not a terminal. Knows only bytes."""
+"""Progress on stderr: of transfers, in bytes and on terminals only; and of what the trainer does."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from weft_registry.api import Progress
+
+if TYPE_CHECKING:
+    from weft_trainer.progress import Reporter
 
 
 @contextmanager
@@ -29,3 +33,11 @@ def transfer_bar(label: str, total_bytes: int, quiet: bool) -> Generator[Progres
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(label, total=total_bytes)
         yield lambda done: bars.advance(task, done)
+
+
+def reporter(quiet: bool) -> Reporter | None:
+    """The `report` of `weft_trainer.api`: None is its own, which writes to stderr. Only for commands that import the
+    trainer anyway."""
+    from weft_trainer.progress import QuietReporter
+
+    return QuietReporter() if quiet else None

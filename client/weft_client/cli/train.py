@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -15,14 +14,12 @@ from weft_client.cli.failure import Failure, needs_extra
 from weft_client.cli.options import json_option, quiet_option, registry_option
 from weft_client.cli.output import echo_fields, echo_json
 from weft_client.cli.preflight import check_publishing
+from weft_client.cli.progress import reporter
 from weft_client.cli.sources import opened
 from weft_client.cli.views import version_json
 from weft_registry.api import Version
 from weft_registry.errors import PreconditionError, WeftError
 from weft_registry.reference import AdapterName
-
-if TYPE_CHECKING:
-    from weft_trainer.progress import Reporter
 
 
 @click.command()
@@ -89,7 +86,7 @@ def train(
         with opened(registry_target) as registry:
             check_publishing(registry, name, tags, aliases)
     try:
-        artifact = train_from_file(config, settings, _reporter(quiet))
+        artifact = train_from_file(config, settings, reporter(quiet))
     except PreconditionError as error:
         if error.reason != "INTERRUPTED":
             raise
@@ -113,6 +110,12 @@ def train(
 )
 @click.option("--merged", is_flag=True, help="Evaluate the adapter merged into the base.")
 @click.option("--rows", type=click.IntRange(min=1), help="Score only so many rows; default: all.")
+@click.option(
+    "--templates",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.yaml",
+    help="Write each row with a template of training and with a held-out one, and score the two apart.",
+)
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @json_option
 @quiet_option
@@ -124,6 +127,7 @@ def evaluate(
     base: str | None,
     merged: bool,
     rows: int | None,
+    templates: Path | None,
     dtype: str,
     as_json: bool,
     quiet: bool,
@@ -139,6 +143,7 @@ def evaluate(
       weft eval ./runs/topics/artifact held-out.jsonl
       weft eval acme/topics:production held-out.jsonl --merged
       weft eval - held-out.jsonl --base smol
+      weft eval ./runs/nli/artifact held-out.jsonl --templates nli.yaml
     """
     if artifact == "-" and (base is None or merged):
         raise click.UsageError("the base alone, -, needs --base NAME, and has nothing to merge")
@@ -146,11 +151,17 @@ def evaluate(
 
     found = nullcontext() if artifact == "-" else artifact_directory(artifact, registry_target, quiet)
     with found as directory:
-        scores = evaluate_artifact(directory, data, base, merged, dtype=dtype, rows=rows, report=_reporter(quiet))
+        scores = evaluate_artifact(
+            directory, data, base, merged, dtype=dtype, rows=rows, templates=templates, report=reporter(quiet)
+        )
     if as_json:
         echo_json(scores)
         return
-    echo_fields((name, value if isinstance(value, str) else json.dumps(value)) for name, value in scores.items())
+    parts = scores.pop("parts", {})
+    echo_fields((name, json.dumps(value)) for name, value in scores.items())
+    for part, its_scores in parts.items():
+        click.echo(f"\n{part}")
+        echo_fields((name, json.dumps(value)) for name, value in its_scores.items())
 
 
 def _publish(
@@ -165,9 +176,3 @@ def _publish(
         again = " ".join(["weft push", str(artifact), str(name), *(f"--tag {t}" for t in tags)])
         again += "".join(f" --alias {alias}" for alias in aliases)
         raise Failure(f"trained, but not published: {error.message}; publish it with: {again}") from error
-
-
-def _reporter(quiet: bool) -> Reporter | None:
-    from weft_trainer.progress import QuietReporter
-
-    return QuietReporter() if quiet else None

@@ -127,6 +127,7 @@ OPTIMIZERS = (
     "stable_adamw",
 )
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+_EPOCHS = 3.0
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ class TrainingConfig:
 
     steps: int | None = field(default=None, metadata={"least": 1})
     """Optimizer steps. None: `epochs` decides."""
-    epochs: float = field(default=3.0, metadata={"above": 0})
-    """Passes over the training examples; used only without `steps`."""
+    epochs: float | None = field(default=None, metadata={"above": 0})
+    """Passes over the training examples, in the place of `steps`. None: 3, where `steps` is not given."""
     batch_size: int = field(default=16, metadata={"least": 1})
     """Examples per forward pass."""
     gradient_accumulation: int = field(default=1, metadata={"least": 1})
@@ -182,6 +183,18 @@ class TrainingConfig:
     """Write TensorBoard event files: true to OUTPUT.tensorboard, a path to a directory of the run's name in there."""
     resume: bool = False
     """Go on from the newest checkpoint. An error if there is none."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise InvalidInputError(
+                f"training.epochs: without effect beside training.steps, which is {self.steps}; keep one of the two "
+                "(on the command line training.epochs=null takes this one back, training.steps=null the other)"
+            )
+
+    @property
+    def passes(self) -> float:
+        """Over the training examples, where `steps` is None."""
+        return _EPOCHS if self.epochs is None else self.epochs
 
 
 @dataclass(frozen=True)

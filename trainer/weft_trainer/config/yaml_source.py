@@ -18,6 +18,9 @@ from weft_trainer.config.strict import ConfigError
 
 _MERGE = "tag:yaml.org,2002:merge"
 _LEADING_PATH = re.compile(r"([A-Za-z_][\w.\[\]-]*): ")
+MAX_VALUES = 100_000
+"""Keys and values of a document, whatever an alias stands for counted wherever it stands. A few hundred bytes, aliases
+of aliases, can stand for billions."""
 
 
 class YamlSource:
@@ -41,13 +44,14 @@ class YamlSource:
             root = loader.get_single_node()
             if not isinstance(root, MappingNode):
                 raise InvalidInputError(f"{path}: expected a mapping of keys to values")
+            check_size(root, str(path))
             self._refuse_twice(root)
             self.document: dict[str, Any] = loader.construct_document(root)
             self._record(root, "")
         except yaml.YAMLError as error:
             raise InvalidInputError(f"{path}{_problem(error)}") from error
         except RecursionError:
-            raise InvalidInputError(f"{path}: nested too deeply, or an alias within what it stands for") from None
+            raise InvalidInputError(f"{path}: nested too deeply") from None
         finally:
             loader.dispose()
 
@@ -102,10 +106,7 @@ class YamlSource:
         parts = key.strip().split(".")
         if not equals or not all(parts):
             raise InvalidInputError(f"override {override!r}: expected KEY=VALUE, such as training.learning_rate=5e-4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InvalidInputError(f"override {override!r}: the value is not YAML: {_what(error)}") from error
+        value = _load(text, override)
         origin, path = f"override {override}", ""
         at: Any = self.document
         for number, part in enumerate(parts):
@@ -133,6 +134,53 @@ class YamlSource:
         for old in [known for known in self._origins if known.startswith((f"{path}.", f"{path}["))]:
             del self._origins[old]
         self._origins[path] = origin
+
+
+def check_size(root: Node, what: str) -> None:
+    """Raises `InvalidInputError` for a document that stands for more than `MAX_VALUES`, or for no end of them. Takes as
+    long as the document is, not as what it stands for."""
+    sizes: dict[int, int] = {}
+
+    def where(node: Node) -> str:
+        return f"{what}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+
+    def count(node: Node) -> int:
+        if id(node) in sizes:
+            if not sizes[id(node)]:
+                raise InvalidInputError(f"{where(node)}: an alias within what it stands for")
+            return sizes[id(node)]
+        sizes[id(node)] = 0
+        total = 1
+        if isinstance(node, MappingNode):
+            total += sum(count(part) for pair in node.value for part in pair)
+        elif isinstance(node, SequenceNode):
+            total += sum(count(item) for item in node.value)
+        if total > MAX_VALUES:
+            raise InvalidInputError(
+                f"{where(node)}: this stands for {total:,} keys and values, its aliases (*) written out; at most "
+                f"{MAX_VALUES:,}"
+            )
+        sizes[id(node)] = total
+        return total
+
+    count(root)
+
+
+def _load(text: str, override: str) -> Any:
+    """The value of an override."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        check_size(node, f"override {override!r}")
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"override {override!r}: the value is not YAML: {_what(error)}") from error
+    except RecursionError:
+        raise InvalidInputError(f"override {override!r}: the value is nested too deeply") from None
+    finally:
+        loader.dispose()
 
 
 def _what(error: yaml.YAMLError) -> str:

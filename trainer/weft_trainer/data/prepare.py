@@ -121,7 +121,7 @@ def _plan(config: TrainConfig, datasets: Sequence[Dataset]) -> tuple[Plan | None
         training.seed,
         rows_per_step=training.batch_size * training.gradient_accumulation * training.devices,
         steps=training.steps,
-        epochs=training.epochs,
+        epochs=training.passes,
     )
     notes = []
     if weights or data.mixing_maximum:

@@ -15,7 +15,7 @@ LoftQ begins with what quantization lost, which is a delta over the quantized ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,9 +102,20 @@ def starts(options: LoraOptions, stored: StoredBase, trained: LowRankParams) -> 
             yield module, Start(*factorize(weight_NK, trained.rank(module), trained.scaling(module)), subtracted=True)
     elif options.init == "loftq":
         assert options.original is not None, "the options saw to it"
-        for module, original_NK in read_linears(options.original, trained.target_modules):
+        for module, original_NK in _original_linears(stored, options.original, trained.target_modules):
             lost_NK = _lost(stored, module, original_NK, options.original)
             yield module, Start(*_principal(lost_NK, trained.rank(module), trained.scaling(module)), subtracted=False)
+
+
+def _original_linears(stored: StoredBase, path: Path, modules: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    try:
+        yield from read_linears(path, modules)
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"adapter.original: {error.message}; LoftQ starts from what quantization lost, so it needs the float "
+            f"weights of {stored.spec.fingerprint.id}: the directory of the Hugging Face model that the base was "
+            "quantized from, in safetensors. Without them take another adapter.init"
+        ) from error
 
 
 def _principal(weight_NK: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:

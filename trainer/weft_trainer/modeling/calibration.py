@@ -31,14 +31,19 @@ def calibrate(
     dense: Callable[[str], Tensor | None],
     quantize: Quantize,
     report: Reporter,
+    biases: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, Int4Weight]]:
     """Every linear module of the base, in order, quantized from its `dense` weight and what it sees of `ids`; as it is
     where `dense` answers None.
 
     The layers above the one at work have their dense weights too, so that what is calibrated is the dense model.
-    Computes in float32.
+    `biases` replace those of linears by full name, as a merge does. Computes in float32.
     """
-    base = build(stored, torch.float32, dense=False)
+    base = build(stored, torch.float32, dense=False, biases=biases)
+
+    def bias_of(module: str) -> Tensor | None:
+        return (biases or {}).get(module, stored.bias(module))
+
     model: Any = base.model.model
     states = [model.embed_tokens(torch.tensor([list(row)])) for row in ids]
     by_layer: dict[int | None, list[str]] = {}
@@ -50,12 +55,12 @@ def calibrate(
             found = {module: dense(module) for module in modules}
             weights = {module: weight_NK for module, weight_NK in found.items() if weight_NK is not None}
             for module, weight_NK in weights.items():
-                replace_module(base.model, module, dense_linear(weight_NK, stored.bias(module), torch.float32))
+                replace_module(base.model, module, dense_linear(weight_NK, bias_of(module), torch.float32))
             seen = _inputs(base.model, list(weights), partial(_run_all, model, layer, states)) if weights else {}
             for module in modules:
                 if module in weights:
                     quantized = quantize(module, weights[module], seen[module])
-                    replace_module(base.model, module, Int4Linear(quantized, stored.bias(module)))
+                    replace_module(base.model, module, Int4Linear(quantized, bias_of(module)))
                     yield module, quantized
                 else:
                     yield module, stored.int4(module)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from weft_trainer.modeling.adapted import AdaptedModel, load_exactly
-from weft_trainer.modeling.base import TrainingBase
+from weft_trainer.modeling.base import TrainingBase, replace_module
 
 L = TypeVar("L", bound=nn.Module)
 
@@ -38,9 +38,8 @@ def insert_layers(base: TrainingBase, modules: Iterable[str], make: Callable[[st
     """Puts `make(name, linear)` in the place of each linear layer, on the base's device; returns them by name."""
     layers = {}
     for module in modules:
-        parent, _, child = base.local(module).rpartition(".")
-        owner = base.model.get_submodule(parent)
-        layer = make(module, getattr(owner, child)).to(base.device)
-        setattr(owner, child, layer)
+        name = base.local(module)
+        layer = make(module, base.model.get_submodule(name)).to(base.device)
+        replace_module(base.model, name, layer)
         layers[module] = layer
     return layers

@@ -16,7 +16,7 @@ from weft_adapters.int4 import Int4Linear
 from weft_registry.errors import InvalidInputError, PreconditionError
 from weft_trainer.config.adapter import QLoraOptions
 from weft_trainer.config.run import TrainConfig
-from weft_trainer.modeling.base import TrainingBase
+from weft_trainer.modeling.base import TrainingBase, replace_module
 
 _WAY_OUT = "take adapter.quantization: int4, which trains on the base as it is served"
 
@@ -53,8 +53,7 @@ def replace_linears(base: TrainingBase) -> None:
     """Puts an NF4 layer in the place of every int4 layer of the model, on the base's device."""
     found = [(name, layer) for name, layer in base.model.named_modules() if isinstance(layer, Int4Linear)]
     for name, layer in found:
-        parent, _, child = name.rpartition(".")
-        setattr(base.model.get_submodule(parent), child, _nf4_linear(layer, base))
+        replace_module(base.model, name, _nf4_linear(layer, base))
 
 
 def _nf4_linear(layer: Int4Linear, base: TrainingBase) -> nn.Module:

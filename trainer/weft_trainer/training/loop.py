@@ -126,7 +126,7 @@ def _arguments(config: TrainConfig, model: AdaptedModel, directory: Path, *, eva
     arguments = TrainingArguments(
         output_dir=str(directory),
         max_steps=training.steps or -1,
-        num_train_epochs=training.epochs,
+        num_train_epochs=training.passes,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=training.learning_rate,
