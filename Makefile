@@ -17,8 +17,9 @@ INSTALL = if test -t 1; then quiet=; else quiet=-q; fi; $(PIP) install $$quiet
 TORCH   = torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-install vllm-cpu test-vllm test-adapterhub check check-lint check-types check-layers \
-        check-protos protos protos-released bench bench-peers bench-peers-venv format docs-cli lock dist clean
+.PHONY: help venv demo test fuzz test-backends soak kill-rounds test-install vllm-cpu test-vllm test-adapterhub check \
+        check-lint check-types check-layers check-protos protos protos-released bench bench-peers bench-peers-venv \
+        format docs-cli lock dist clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -49,8 +50,31 @@ demo: $(STAMP) ## Train, publish and serve three adapters on one int4 base, in o
 test: $(STAMP) ## Run the tests (ARGS="-k name" for some of them)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
 
-test-install: $(STAMP) ## Build the wheel and install it, without torch, into an empty environment
-	@$(BIN)/python -m pytest -m install tests/project/test_install.py
+# An S3 server in one program, apart from .venv; and PostgreSQL, where the system has none.
+BACKENDS := .cache/backends
+TO_BACKENDS = $(BIN)/python -m pip --disable-pip-version-check install -q --no-deps --target $(@D)
+
+test-backends: $(STAMP) $(BACKENDS)/.complete ## Run the registry's tests on PostgreSQL and S3 (ARGS="-k name" for some of them)
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.backends $(ARGS)
+
+$(BACKENDS)/.complete: tests/backends/requirements.txt
+	@echo "installing servers in $(@D)"
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@$(TO_BACKENDS) $$(grep '^seaweedfs' $<)
+	@$(BIN)/python -m tests.backends --has-postgres || $(TO_BACKENDS) $$(grep '^pgserver' $<)
+	@touch $@
+
+SECONDS ?= 600
+ROUNDS  ?= 200
+
+soak: $(STAMP) ## Publishers, deleters and a collector on one registry (SECONDS=600)
+	@$(BIN)/python -m tests.registry.soak --seconds $(SECONDS)
+
+kill-rounds: $(STAMP) ## Kill a served registry at random times while clients push (ROUNDS=200)
+	@$(BIN)/python -m tests.registry.kill_rounds --rounds $(ROUNDS)
+
+test-install: $(STAMP) ## Install the wheel, without torch, and older Hub clients, each in an empty environment
+	@$(BIN)/python -m pytest -m install tests/project/test_install.py tests/registry/test_hub_versions.py
 
 # Weft's own requirements beside vLLM's list: what the list pins stands, what it does not is pinned as in .venv.
 VLLM_VENV := .venv-vllm
@@ -76,6 +100,14 @@ $(VLLM_VENV)/.complete: $(VLLM_LIST) pyproject.toml constraints.txt
 
 test-vllm: $(VLLM_VENV)/.complete ## Run the tests of the engines with vLLM (ARGS="-k name" for some of them)
 	@OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest tests/contract tests/vllm $(ARGS)
+
+SECONDS := 600
+
+# Coverage-guided where a wheel of atheris is there for this Python; by mutation of valid inputs otherwise.
+fuzz: $(STAMP) ## Fuzz every parser of the registry for ten minutes (SECONDS=60 for another time)
+	@test -d .cache/atheris || $(PIP) install -q --no-deps --only-binary :all: --target .cache/atheris atheris \
+		|| { rm -rf .cache/atheris; echo "no atheris for this Python: by mutation"; }
+	@PYTHONPATH=.:protos:registry:.cache/atheris $(BIN)/python -W ignore -m tests.registry.fuzz --seconds $(SECONDS) $(ARGS)
 
 # In an environment of its own: the library takes another transformers than Weft.
 ADAPTERHUB := .cache/adapterhub

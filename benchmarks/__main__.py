@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("bench_parity", "bench_decode", "bench_serve", "bench_switch", "bench_memory")
+NAMES = ("bench_parity", "bench_decode", "bench_serve", "bench_switch", "bench_memory", "bench_registry")
 
 
 def main() -> None:

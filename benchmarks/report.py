@@ -38,13 +38,16 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return middle, (high - low) / 2 / middle if middle else 0.0
 
 
-def arguments(description: str, *, hours: bool = False) -> argparse.Namespace:
-    """The command line that every benchmark has; one that takes `hours` can go on where it was stopped, too."""
+def arguments(description: str, *, hours: bool = False, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """The command line that every benchmark has; one that takes `hours` can go on where it was stopped, too, and of one
+    in `parts` each can be run alone."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer repeats; ends within 90 s")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     if hours:
         parser.add_argument("--resume", action="store_true", help="go on where an earlier run was stopped")
+    if parts:
+        parser.add_argument("--only", choices=parts, help="this part alone")
     return parser.parse_args()
 
 

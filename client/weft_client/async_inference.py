@@ -6,15 +6,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-import grpc.aio
-
 from weft.v1 import inference_pb2 as pb
 from weft.v1.inference_pb2_grpc import AdapterAdminServiceStub, InferenceServiceStub
 from weft_client import messages as wire
-from weft_client.channel import OPTIONS, CallDefaults, errors_from, server_address
+from weft_client.channel import OPTIONS, CallDefaults, errors_from, server_address, with_token
 from weft_client.results import Chunk, Completion, Merge, ModelInfo, Residency, Resident, Unmerge
 from weft_client.stats import ServerStats
 from weft_client.stats_messages import parse_stats
+from weft_registry.channel import open_async_channel
 
 AnswerT = TypeVar("AnswerT")
 
@@ -33,8 +32,8 @@ class AsyncInferenceClient:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.target = server_address(target)
-        self._defaults = CallDefaults(timeout_s, metadata)
-        self._channel = grpc.aio.insecure_channel(self.target, options=OPTIONS)
+        self._defaults = CallDefaults(timeout_s, with_token(self.target, metadata))
+        self._channel = open_async_channel(self.target, OPTIONS)
         self._inference = InferenceServiceStub(self._channel)
         self._admin = AdapterAdminServiceStub(self._channel)
 

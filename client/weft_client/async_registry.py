@@ -12,7 +12,20 @@ from types import TracebackType
 from typing import Self
 
 from weft_client.registry import RegistryClient
-from weft_registry.api import AdapterSummary, Alias, Progress, Published, VerifyReport, Version
+from weft_registry.api import (
+    AdapterSummary,
+    Alias,
+    AliasMove,
+    AliasNews,
+    Deleted,
+    Identity,
+    Progress,
+    Published,
+    Signature,
+    VerifyReport,
+    Version,
+    VersionQuery,
+)
 from weft_registry.reference import AdapterName
 
 
@@ -47,13 +60,20 @@ class AsyncRegistryClient:
         """See `RegistryClient.pull`."""
         return await asyncio.to_thread(self._client.pull, reference, directory, progress)
 
-    async def find_missing(self, digests: Sequence[str]) -> list[str]:
+    async def find_missing(self, digests: Sequence[str], adapter: AdapterName | None = None) -> list[str]:
         """See `RegistryApi.find_missing`."""
-        return await asyncio.to_thread(self._client.find_missing, digests)
+        return await asyncio.to_thread(self._client.find_missing, digests, adapter)
 
-    async def upload(self, path: Path, digest: str, size_bytes: int, progress: Progress | None = None) -> None:
+    async def upload(
+        self,
+        path: Path,
+        digest: str,
+        size_bytes: int,
+        progress: Progress | None = None,
+        adapter: AdapterName | None = None,
+    ) -> None:
         """See `RegistryApi.upload`."""
-        await asyncio.to_thread(self._client.upload, path, digest, size_bytes, progress)
+        await asyncio.to_thread(self._client.upload, path, digest, size_bytes, progress, adapter)
 
     async def publish(
         self,
@@ -91,13 +111,54 @@ class AsyncRegistryClient:
         """See `RegistryApi.set_alias`."""
         return await asyncio.to_thread(self._client.set_alias, adapter, alias, target, expected_etag)
 
+    async def delete_alias(self, adapter: AdapterName, alias: str, expected_etag: str = "") -> str:
+        """See `RegistryApi.delete_alias`."""
+        return await asyncio.to_thread(self._client.delete_alias, adapter, alias, expected_etag)
+
+    async def rollback_alias(self, adapter: AdapterName, alias: str, expected_etag: str = "", steps: int = 1) -> Alias:
+        """See `RegistryApi.rollback_alias`."""
+        return await asyncio.to_thread(self._client.rollback_alias, adapter, alias, expected_etag, steps)
+
+    async def list_alias_moves(self, adapter: AdapterName, alias: str = "", limit: int = 100) -> list[AliasMove]:
+        """See `RegistryApi.list_alias_moves`."""
+        return await asyncio.to_thread(self._client.list_alias_moves, adapter, alias, limit)
+
+    async def watch_aliases(self, adapters: Sequence[AdapterName] = (), after: int = 0) -> AsyncGenerator[AliasNews]:
+        """See `RegistryApi.watch_aliases`. Closing the generator ends the watch."""
+        watch = self._client.watch_aliases(adapters, after)
+        try:
+            while (news := await asyncio.to_thread(next, watch, None)) is not None:
+                yield news
+        finally:
+            watch.close()
+
     async def yank(self, reference: str, reason: str = "") -> Version:
         """See `RegistryApi.yank`."""
         return await asyncio.to_thread(self._client.yank, reference, reason)
 
+    async def delete_version(self, reference: str) -> Deleted:
+        """See `RegistryApi.delete_version`."""
+        return await asyncio.to_thread(self._client.delete_version, reference)
+
+    async def search_versions(self, query: VersionQuery) -> list[Version]:
+        """See `RegistryApi.search_versions`."""
+        return await asyncio.to_thread(self._client.search_versions, query)
+
+    async def put_signature(self, reference: str, key_digest: str, bundle: bytes) -> Signature:
+        """See `RegistryApi.put_signature`."""
+        return await asyncio.to_thread(self._client.put_signature, reference, key_digest, bundle)
+
+    async def list_signatures(self, reference: str) -> list[Signature]:
+        """See `RegistryApi.list_signatures`."""
+        return await asyncio.to_thread(self._client.list_signatures, reference)
+
     async def verify(self, reference: str) -> VerifyReport:
         """See `RegistryApi.verify`."""
         return await asyncio.to_thread(self._client.verify, reference)
+
+    async def who_am_i(self) -> Identity:
+        """See `RegistryApi.who_am_i`."""
+        return await asyncio.to_thread(self._client.who_am_i)
 
     async def close(self) -> None:
         """Closes the channel; calls still running are cancelled."""

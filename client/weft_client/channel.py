@@ -13,6 +13,7 @@ from typing import TypedDict
 
 import grpc
 
+from weft_registry.access.login import token_for
 from weft_registry.errors import DeadlineError, UnavailableError, UnsupportedError, WeftError
 from weft_registry.status import from_rpc_error
 
@@ -57,6 +58,14 @@ class CallDefaults:
 def server_address(target: str | None) -> str:
     """`target`, or WEFT_SERVER, or 127.0.0.1:50051."""
     return target or os.environ.get("WEFT_SERVER") or DEFAULT_SERVER
+
+
+def with_token(target: str, metadata: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """`metadata`, and the token for `target` unless it says another. Raises as `token_for`."""
+    if any(key.lower() == "authorization" for key in metadata or {}):
+        return metadata
+    token = token_for(target)
+    return metadata if token is None else {**(metadata or {}), "authorization": f"Bearer {token}"}
 
 
 @contextmanager

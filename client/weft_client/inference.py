@@ -6,15 +6,14 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-import grpc
-
 from weft.v1 import inference_pb2 as pb
 from weft.v1.inference_pb2_grpc import AdapterAdminServiceStub, InferenceServiceStub
 from weft_client import messages as wire
-from weft_client.channel import OPTIONS, CallDefaults, errors_from, server_address
+from weft_client.channel import OPTIONS, CallDefaults, errors_from, server_address, with_token
 from weft_client.results import Chunk, Completion, Merge, ModelInfo, Residency, Resident, Unmerge
 from weft_client.stats import ServerStats
 from weft_client.stats_messages import parse_stats
+from weft_registry.channel import open_channel
 
 AnswerT = TypeVar("AnswerT")
 
@@ -23,7 +22,8 @@ class InferenceClient:
     """Completions and adapter administration of one server. Owns its channel; safe to use from several threads.
 
     `target` is HOST:PORT (default: WEFT_SERVER, or 127.0.0.1:50051). `timeout_s` is the deadline of every call that
-    names none of its own. `metadata` goes with every call: `authorization`, `x-correlation-id`, `traceparent`.
+    names none of its own. `metadata` goes with every call: `authorization` (by default WEFT_TOKEN, or what
+    `weft login` stored for `target`), `x-correlation-id`, `traceparent`.
 
     Every method raises the errors of `weft_registry.errors`, with the statuses that inference.proto states.
     """
@@ -36,8 +36,8 @@ class InferenceClient:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.target = server_address(target)
-        self._defaults = CallDefaults(timeout_s, metadata)
-        self._channel = grpc.insecure_channel(self.target, options=OPTIONS)
+        self._defaults = CallDefaults(timeout_s, with_token(self.target, metadata))
+        self._channel = open_channel(self.target, OPTIONS)
         self._inference = InferenceServiceStub(self._channel)
         self._admin = AdapterAdminServiceStub(self._channel)
 

@@ -12,7 +12,7 @@ from weft_client.channel import server_address
 from weft_registry import transfer
 from weft_registry.api import Progress, Published, Version
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote import TIMEOUT_S, TRANSFER_TIMEOUT_S, RemoteRegistry
 
 
 class RegistryClient(RemoteRegistry):
@@ -20,17 +20,25 @@ class RegistryClient(RemoteRegistry):
 
     `target` is HOST:PORT. By default it is WEFT_REGISTRY; else an inference server hosts the registry too, so it is
     WEFT_SERVER, or 127.0.0.1:50051. `timeout_s` bounds each short call, `transfer_timeout_s` whatever reads whole
-    files.
+    files. `token` is by default WEFT_TOKEN, else what `weft login` stored for this registry.
 
     Every method raises the errors of `weft_registry.errors`, with the statuses that registry.proto states.
     """
 
     def __init__(
-        self, target: str | None = None, timeout_s: float | None = None, transfer_timeout_s: float | None = None
+        self,
+        target: str | None = None,
+        timeout_s: float | None = None,
+        transfer_timeout_s: float | None = None,
+        token: str | None = None,
     ) -> None:
         self.target = registry_address(target)
-        given = {"timeout_s": timeout_s, "transfer_timeout_s": transfer_timeout_s}
-        super().__init__(self.target, **{name: value for name, value in given.items() if value is not None})
+        super().__init__(
+            self.target,
+            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
+            transfer_timeout_s=TRANSFER_TIMEOUT_S if transfer_timeout_s is None else transfer_timeout_s,
+            token=token,
+        )
 
     def push(
         self,

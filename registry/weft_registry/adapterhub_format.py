@@ -66,7 +66,16 @@ def is_saved_by_adapterhub(directory: Path) -> bool:
     return "peft_type" not in config and isinstance(config.get("config"), dict) and "model_type" in config
 
 
-def import_adapterhub(directory: Path, base: BaseSpec, destination: Path, *, name: str) -> Path:
+def import_adapterhub(
+    directory: Path,
+    base: BaseSpec,
+    destination: Path,
+    *,
+    name: str,
+    license: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    created: str | None = None,
+) -> Path:
     """Writes the adapter that the library saved in `directory` to `destination` as an artifact; the source is left as
     it is.
 
@@ -93,6 +102,9 @@ def import_adapterhub(directory: Path, base: BaseSpec, destination: Path, *, nam
         adapter_block=BottleneckSchema().block(params),
         base=base.fingerprint,
         name=name,
+        license=license,
+        provenance=provenance,
+        created=created,
     )
     artifact.write_manifest(destination, manifest)
     return destination

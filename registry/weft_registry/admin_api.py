@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -94,5 +95,71 @@ class CheckProgress:
     total_versions: int
     checked_bytes: int
     problems: tuple[str, ...] = ()
-    """What is wrong so far, with the references concerned."""
+    """What is wrong, with the references concerned: the first hundred so far, and in the last progress all."""
     done: bool = False
+
+
+class RegistryAdminApi(Protocol):
+    """What administrators do, in a registry of this process or at the other end of a channel.
+
+    `EmbeddedRegistry` and `weft_registry.remote_admin.RemoteAdmin` both are one. Methods raise the errors of
+    `weft_registry.errors`, with the statuses that registry_admin.proto states.
+    """
+
+    def create_token(
+        self, name: str, scopes: Sequence[str], namespaces: Sequence[str], expires_at: datetime | None = None
+    ) -> NewToken:
+        """Makes a token; `namespaces` of ["*"] means every one."""
+        ...
+
+    def list_tokens(self, *, include_ended: bool = False) -> list[Token]:
+        """Tokens by name; with `include_ended` those that expired or were revoked, too."""
+        ...
+
+    def revoke_token(self, token: str) -> Token:
+        """Ends a token, by its name or id, at once."""
+        ...
+
+    def usage(self, namespace: str) -> Usage:
+        """What a namespace holds, and what it may."""
+        ...
+
+    def set_quota(self, quota: Quota) -> Quota:
+        """Sets what a namespace may hold; only administrators of every namespace may."""
+        ...
+
+    def protect_alias(self, namespace: str, name: str, alias: str, token_names: Sequence[str]) -> ProtectedAlias:
+        """Lets only administrators and these tokens move an alias; an empty `name` means in every adapter."""
+        ...
+
+    def unprotect_alias(self, namespace: str, name: str, alias: str) -> None:
+        """Takes a protection back."""
+        ...
+
+    def protected_aliases(self, namespace: str) -> list[ProtectedAlias]:
+        """The protections of a namespace; empty: of every namespace that the caller administers."""
+        ...
+
+    def audit_entries(
+        self,
+        namespace: str = "",
+        *,
+        actor: str = "",
+        action: str = "",
+        since: datetime | None = None,
+        limit: int = 100,
+    ) -> list[AuditEntry]:
+        """The newest `limit` lines of the audit log, newest first."""
+        ...
+
+    def collect_garbage(self, *, dry_run: bool = False, grace_s: float = 3600.0) -> GarbageReport:
+        """Removes the bytes that nothing needs."""
+        ...
+
+    def check(self) -> Iterator[CheckProgress]:
+        """Proves every version complete and every blob's hash right."""
+        ...
+
+    def close(self) -> None:
+        """Releases connections and files."""
+        ...

@@ -7,6 +7,7 @@ whether PEFT has it too; nothing of stores or catalogs. The artifact of a kind t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -15,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from weft_registry import card, headers
 from weft_registry import digest as digests
-from weft_registry import headers
 from weft_registry import manifest as manifests
 from weft_registry.base import BaseFingerprint
 from weft_registry.errors import InvalidInputError, NotFoundError, Violation
@@ -32,6 +33,8 @@ REQUIRED = (CONFIG, WEIGHTS)
 """What a PEFT directory has."""
 MAX_FILES = 64
 MAX_CONFIG_BYTES = 1 << 20
+MAX_OTHER_BYTES = 64 << 20
+"""Of a file that is neither weights, configuration nor card. A large tokenizer has half of it."""
 
 # What may lie beside the required files: inert text, and pictures that can hold no script, as SVG can. A second
 # file of weights would escape validation; pickles (.bin, .pt, .pkl, .ckpt) and Python run code when they are loaded.
@@ -99,6 +102,16 @@ def check_paths(paths: Iterable[str], kind: str | None = None) -> list[Violation
     if CONFIG not in required and CONFIG in names:
         violations.append(Violation(CONFIG, f"PEFT has no adapters of the kind {kind}: remove it"))
     return violations
+
+
+def check_sizes(files: Iterable[FileEntry]) -> list[Violation]:
+    """What is larger than a file of its name may be. The weights are the store's to bound."""
+    most = {CONFIG: MAX_CONFIG_BYTES, CARD: card.MAX_BYTES}
+    return [
+        Violation(f"files[{file.path}].size", f"{file.size} bytes; at most {most.get(file.path, MAX_OTHER_BYTES)}")
+        for file in files
+        if file.path != WEIGHTS and file.size > most.get(file.path, MAX_OTHER_BYTES)
+    ]
 
 
 def files_of(directory: Path, kind: str | None = None) -> list[Path]:
@@ -183,16 +196,29 @@ def read(directory: Path) -> Manifest:
 
     Raises `NotFoundError` if there is none, and what `Manifest.parse` raises.
     """
-    path = directory / MANIFEST
+    return Manifest.parse(read_bytes(directory))
+
+
+def read_bytes(directory: Path) -> bytes:
+    """The bytes of an artifact directory's manifest, one more than it may have at most.
+
+    Raises `NotFoundError` if there is none, `InvalidInputError` for a link, or for a pipe, which would never end.
+    """
     try:
-        with path.open("rb") as file:
-            # One byte more than a manifest may have: a huge file is refused without being read.
-            return Manifest.parse(file.read(manifests.MAX_BYTES + 1))
-    except FileNotFoundError:
+        descriptor = os.open(directory / MANIFEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(
             f"{directory} has no {MANIFEST}; for a plain PEFT directory say which base it is for, with --base NAME",
             reason="MANIFEST_NOT_FOUND",
         ) from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InvalidInputError(f"{directory / MANIFEST}: a link, not a regular file") from None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InvalidInputError(f"{directory / MANIFEST}: not a regular file")
+        return file.read(manifests.MAX_BYTES + 1)
 
 
 def _printable(name: str) -> str:

@@ -30,7 +30,10 @@ class Part:
     weight: float = 1.0
 
     def __str__(self) -> str:
-        return self.reference if self.weight == 1 else f"{self.reference}*{format_decimal(self.weight)}"
+        if self.weight == 1:
+            return self.reference
+        # "1e+30" would be two parts.
+        return f"{self.reference}*{format_decimal(self.weight).replace('+', '')}"
 
 
 def parse_parts(text: str) -> tuple[Part, ...]:

@@ -11,16 +11,19 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import BinaryIO
 
 from weft_registry import canonical
+from weft_registry.beside import HashBeside
 from weft_registry.errors import InvalidInputError
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 1 << 16
 MAX_DIMENSIONS = 8
+MAX_METADATA_CHARACTERS = 1 << 20
 CHUNK_BYTES = 1 << 20
 DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8,
@@ -65,6 +68,11 @@ class Header:
     entries: tuple[HeaderEntry, ...]
     metadata: Mapping[str, str]
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Place in the file by tensor name."""
+        return {entry.name: place for place, entry in enumerate(self.entries)}
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape by tensor name."""
@@ -96,10 +104,15 @@ def read_header(file: BinaryIO, size_bytes: int, what: str = "adapter_model.safe
     # Writers pad the end of the header with spaces; white space anywhere else hides something.
     if len(raw) != length or not raw.startswith(b"{") or not raw.rstrip(b" ").endswith(b"}"):
         raise InvalidInputError(f"{what}: the header is not one JSON object")
+    # Before they are parsed: a header of empty tensors has three times as many as are let in.
+    if raw.count(b"{") > MAX_TENSORS + 2:
+        raise InvalidInputError(f"{what}: too many tensors; at most {MAX_TENSORS}")
     document = canonical.loads(raw, f"{what} header")
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InvalidInputError(f"{what}: __metadata__ must map strings to strings")
+    if sum(map(len, metadata.values())) > MAX_METADATA_CHARACTERS:
+        raise InvalidInputError(f"{what}: __metadata__ has more than {MAX_METADATA_CHARACTERS} characters")
     if len(document) > MAX_TENSORS:
         raise InvalidInputError(f"{what}: {len(document)} tensors; at most {MAX_TENSORS}")
     if not document:
@@ -129,40 +142,59 @@ def read_tensor(file: BinaryIO, entry: HeaderEntry) -> Iterator[bytes]:
         yield chunk
 
 
-def scan_tensor(file: BinaryIO, entry: HeaderEntry) -> TensorScan:
-    """Digest and NaN/Inf count of one tensor, in one pass."""
+def hash_file(file: BinaryIO) -> str:
+    """The digest of a whole file."""
+    file.seek(0)
+    sha256 = hashlib.sha256()
+    while chunk := file.read(CHUNK_BYTES):
+        sha256.update(chunk)
+    return "sha256:" + sha256.hexdigest()
+
+
+def scan_file(file: BinaryIO, header: Header) -> tuple[str, list[TensorScan]]:
+    """The digest of a whole file of weights, and the scan of each of its tensors in file order, in one pass."""
+    first = header.entries[0].start
+    file.seek(0)
+    with HashBeside() as whole:
+        whole.update(file.read(first))
+        scans = [scan_tensor(file, entry, whole.update) for entry in header.entries]
+        return whole.digest(), scans
+
+
+def scan_tensor(file: BinaryIO, entry: HeaderEntry, also: Callable[[bytes], object] | None = None) -> TensorScan:
+    """Digest and NaN/Inf count of one tensor, in one pass. `also` is given every chunk, too."""
     # Imported here: listing versions needs neither numpy nor the half second that importing it may take.
     import numpy as np
 
     sha256, bad = hashlib.sha256(), 0
     view = _EXPONENTS.get(entry.dtype)
+    ones = None if view is None else np.dtype(view[0]).type(view[1])
     for chunk in read_tensor(file, entry):
+        if also is not None:
+            also(chunk)
         sha256.update(chunk)
-        if view is not None:
+        if ones is not None:
             # A chunk is a whole number of elements: 1 MiB divides by every element size, and so does the rest.
-            exponent = np.frombuffer(chunk, view[0]) & np.asarray(view[1], view[0])
-            bad += int(np.count_nonzero(exponent == np.asarray(view[1], view[0])))
+            bad += int(np.count_nonzero((np.frombuffer(chunk, ones.dtype) & ones) == ones))
     return TensorScan("sha256:" + sha256.hexdigest(), bad)
 
 
 def _entry(name: str, value: object, data_start: int, what: str) -> HeaderEntry:
-    def refused(problem: str) -> InvalidInputError:
-        return InvalidInputError(f"{what}: tensor {name[:100]!r}: {problem}")
-
+    where = f"{what}: tensor {name[:100]!r}"
     if not _NAME.fullmatch(name) or ".." in name:
-        raise refused("a name has letters, digits, '_', '-' and '.', at most 255, and no '..'")
+        raise InvalidInputError(f"{where}: a name has letters, digits, '_', '-' and '.', at most 255, and no '..'")
     if not isinstance(value, dict) or value.keys() != _KEYS:
-        raise refused("expected dtype, shape and data_offsets")
+        raise InvalidInputError(f"{where}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise refused(f"dtype {str(dtype)[:40]!r}; allowed: {', '.join(DTYPE_BYTES)}")
+        raise InvalidInputError(f"{where}: dtype {str(dtype)[:40]!r}; allowed: {', '.join(DTYPE_BYTES)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not _are_whole(shape) or 0 in shape:
-        raise refused(f"shape: expected at most {MAX_DIMENSIONS} positive whole numbers")
+        raise InvalidInputError(f"{where}: shape: expected at most {MAX_DIMENSIONS} positive whole numbers")
     if not isinstance(offsets, list) or len(offsets) != 2 or not _are_whole(offsets):
-        raise refused("data_offsets: expected two whole numbers")
+        raise InvalidInputError(f"{where}: data_offsets: expected two whole numbers")
     start, end = offsets
     if end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
-        raise refused(f"{dtype} of shape {shape} does not fill the bytes {start} to {end}")
+        raise InvalidInputError(f"{where}: {dtype} of shape {shape[:8]} does not fill the bytes {start} to {end}")
     return HeaderEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
 
 

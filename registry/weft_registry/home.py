@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+DATABASE_VARIABLE = "WEFT_REGISTRY_DATABASE"
+"""Names the embedded registry's catalog where it is not a file under WEFT_HOME."""
+
 
 @dataclass(frozen=True)
 class Home:

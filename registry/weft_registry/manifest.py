@@ -32,7 +32,7 @@ _KEYS = (
 _TENSOR_KEYS: Mapping[str, type] = {"name": str, "dtype": str, "shape": list, "sha256": str}
 _FILE_KEYS: Mapping[str, type] = {"path": str, "size": int, "sha256": str, "media_type": str}
 _METRIC_KEYS: Mapping[str, type] = {"name": str, "value": str, "dataset_sha256": str, "split": str}
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,18 @@ class Manifest:
         return sum(file.size for file in self.files)
 
     @classmethod
-    def parse(cls, data: bytes) -> Manifest:
-        """Parses a manifest, strictly. Raises `InvalidInputError` naming the key; unknown keys are refused."""
+    def parse(cls, data: bytes, *, canonical_only: bool = False) -> Manifest:
+        """Parses a manifest, strictly. Raises `InvalidInputError` naming the key; unknown keys are refused.
+
+        With `canonical_only`, bytes that are not in canonical form are refused, too.
+        """
         if len(data) > MAX_BYTES:
             raise InvalidInputError(f"manifest: {len(data)} bytes, at most {MAX_BYTES}")
         document = canonical.loads(data, "manifest")
+        if canonical_only and canonical.written(document) != data:
+            raise InvalidInputError("manifest: not in canonical form: sorted keys, no white space, no escapes")
         version = document.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version != SCHEMA_VERSION:
             raise InvalidInputError(f"manifest.schema_version: {version!r}; this Weft reads {SCHEMA_VERSION}")
         for key in document:
             if key not in _KEYS:

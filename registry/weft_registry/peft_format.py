@@ -7,6 +7,7 @@ a key that neither list knows is refused unless it is empty. Written against PEF
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,14 @@ from weft_registry.errors import InvalidInputError, UnsupportedError
 from weft_registry.kinds import KIND_SCHEMAS, kind_schema, peft_schema
 from weft_registry.kinds.schema import PeftSchema, Shapes
 from weft_registry.manifest import Manifest, Metric
+from weft_registry.patterns import check_selector
 
 POOLINGS = ("peft", "mean", "sum")
 """How the inputs of a QA-LoRA file are pooled: as PEFT does (the mean times the number of groups), by the mean (as the
 paper's repository does), or by the sum (as Weft stores it)."""
 
+# PEFT evaluates them as regular expressions where they are strings, and `layers_pattern` in a list, too.
+_SELECTORS = ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules")
 _TRANSFORMERS_MODEL = re.compile(r"transformers\.models(\.[a-z0-9_]+)+")
 
 
@@ -40,10 +44,18 @@ def parse_config(data: bytes) -> dict[str, Any]:
     def no_constant(text: str) -> Any:
         raise InvalidInputError(f"{what}: {text} is not JSON")
 
+    def finite(text: str) -> float:
+        number = float(text)
+        if math.isinf(number):
+            raise InvalidInputError(f"{what}: {text[:40]} is not a finite number")
+        return number
+
     if len(data) > artifact.MAX_CONFIG_BYTES:
         raise InvalidInputError(f"{what}: more than {artifact.MAX_CONFIG_BYTES} bytes")
     try:
-        config = json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        config = json.loads(
+            data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant, parse_float=finite
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{what}: not UTF-8 JSON: {error}") from error
     if not isinstance(config, dict):
@@ -148,7 +160,17 @@ def derive_manifest(
     )
 
 
-def import_directory(directory: Path, base: BaseSpec, destination: Path, *, name: str, pooling: str = "peft") -> Path:
+def import_directory(
+    directory: Path,
+    base: BaseSpec,
+    destination: Path,
+    *,
+    name: str,
+    pooling: str = "peft",
+    license: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    created: str | None = None,
+) -> Path:
     """Copies a plain PEFT directory to `destination` as an artifact: the same tensors, plus a manifest.
 
     With another pooling than PEFT's, adapter_config.json is rewritten so that PEFT too computes the right thing. The
@@ -160,7 +182,8 @@ def import_directory(directory: Path, base: BaseSpec, destination: Path, *, name
     if pooling != "peft":
         kind, params = from_peft(_read_config(directory), _read_shapes(directory), base, pooling)
         (destination / artifact.CONFIG).write_bytes(config_bytes(to_peft(kind, params, base)))
-    artifact.write_manifest(destination, derive_manifest(destination, base, name=name))
+    manifest = derive_manifest(destination, base, name=name, license=license, provenance=provenance, created=created)
+    artifact.write_manifest(destination, manifest)
     return destination
 
 
@@ -191,6 +214,11 @@ def _check_common(config: Mapping[str, Any]) -> None:
             f"{artifact.CONFIG}: auto_mapping names code to import that is not one of transformers' own models; remove "
             "it and set task_type to CAUSAL_LM"
         )
+    for key in _SELECTORS:
+        value = config.get(key)
+        for selector in value if isinstance(value, list) and key == "layers_pattern" else [value]:
+            if isinstance(selector, str):
+                check_selector(f"{artifact.CONFIG}: {key}", selector)
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise InvalidInputError(
             f"{artifact.CONFIG}: task_type {str(config['task_type'])[:40]!r}: only CAUSAL_LM adapters are served"

@@ -19,15 +19,40 @@ import grpc
 
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
-from weft_registry.api import AdapterSummary, Alias, Progress, Published, VerifyReport, Version
+from weft_registry.access.login import token_for
+from weft_registry.api import (
+    AdapterSummary,
+    Deleted,
+    Identity,
+    Progress,
+    Published,
+    Signature,
+    VerifyReport,
+    Version,
+    VersionQuery,
+)
+from weft_registry.channel import open_channel
 from weft_registry.errors import NotFoundError, OffsetError, UnavailableError, WeftError
-from weft_registry.messages import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES, alias_from, summary_from, version_from
+from weft_registry.messages import (
+    MAX_CHUNK_BYTES,
+    MAX_MESSAGE_BYTES,
+    identity_from,
+    query_message,
+    signature_from,
+    summary_from,
+    version_from,
+)
 from weft_registry.reference import AdapterName
+from weft_registry.remote_aliases import RemoteAliases
 from weft_registry.status import from_rpc_error
 
 ATTEMPTS = 5
 """How often a call is tried, or a transfer is resumed without a byte of progress."""
 MAX_DELAY_S = 2.0
+TIMEOUT_S = 60.0
+"""Of a short call."""
+TRANSFER_TIMEOUT_S = 3600.0
+"""Of a call that reads or hashes whole files."""
 _FIND_AT_ONCE = 500
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -35,6 +60,8 @@ _OPTIONS = [
     # A peer that vanished is noticed in the middle of a long call, not at its deadline.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # One that is back is noticed within seconds, however long it was away.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
     # Registries on this machine are reached directly, whatever proxy the environment names.
     ("grpc.enable_http_proxy", 0),
 ]
@@ -42,32 +69,51 @@ _OPTIONS = [
 T = TypeVar("T")
 
 
-class RemoteRegistry:
-    """Owns one channel to `target` ("HOST:PORT"). Thread-safe."""
+class RemoteRegistry(RemoteAliases):
+    """Owns one channel to `target` ("HOST:PORT", or "grpcs://HOST:PORT" over TLS). Thread-safe."""
 
-    def __init__(self, target: str, timeout_s: float = 60.0, transfer_timeout_s: float = 3600.0) -> None:
-        """`timeout_s` bounds each short call, `transfer_timeout_s` whatever reads or hashes whole files."""
-        self._target = target
+    def __init__(
+        self,
+        target: str,
+        timeout_s: float = TIMEOUT_S,
+        transfer_timeout_s: float = TRANSFER_TIMEOUT_S,
+        token: str | None = None,
+    ) -> None:
+        """`timeout_s` bounds each short call, `transfer_timeout_s` whatever reads or hashes whole files.
+
+        Without a `token`, WEFT_TOKEN or what `weft login` stored for `target`. Raises as `token_for` and
+        `open_channel`.
+        """
+        self.target = target
         self._timeout_s = timeout_s
         self._transfer_timeout_s = transfer_timeout_s
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._channel = open_channel(target, _OPTIONS, token_for(target, token))
         self._stub = registry_pb2_grpc.RegistryServiceStub(self._channel)
 
-    def find_missing(self, digests: Sequence[str]) -> list[str]:
+    def find_missing(self, digests: Sequence[str], adapter: AdapterName | None = None) -> list[str]:
         """See `RegistryApi.find_missing`."""
+        name = str(adapter or "")
         missing: list[str] = []
         for start in range(0, len(digests), _FIND_AT_ONCE):
-            request = pb.FindMissingBlobsRequest(digests=digests[start : start + _FIND_AT_ONCE])
+            request = pb.FindMissingBlobsRequest(digests=digests[start : start + _FIND_AT_ONCE], adapter=name)
             answer = self._retried(partial(self._stub.FindMissingBlobs, request, timeout=self._timeout_s))
             missing += answer.missing_digests
         return missing
 
-    def upload(self, path: Path, digest: str, size_bytes: int, progress: Progress | None = None) -> None:
+    def upload(
+        self,
+        path: Path,
+        digest: str,
+        size_bytes: int,
+        progress: Progress | None = None,
+        adapter: AdapterName | None = None,
+    ) -> None:
         """See `RegistryApi.upload`. Goes on from what the registry has committed, after every break.
 
         Raises `CorruptionError` if the file does not have the digest.
         """
         reported, best, failures = 0, -1, 0
+        wanted = pb.StartUploadRequest(digest=digest, size_bytes=size_bytes, adapter=str(adapter or ""))
 
         def report(done: int) -> None:
             nonlocal reported
@@ -76,11 +122,7 @@ class RemoteRegistry:
             reported = max(reported, done)
 
         while True:
-            start = self._retried(
-                lambda: self._stub.StartUpload(
-                    pb.StartUploadRequest(digest=digest, size_bytes=size_bytes), timeout=self._timeout_s
-                )
-            )
+            start = self._retried(lambda: self._stub.StartUpload(wanted, timeout=self._timeout_s))
             if start.complete:
                 report(size_bytes)
                 return
@@ -168,18 +210,39 @@ class RemoteRegistry:
                     raise
                 _pause(failures, error)
 
-    def set_alias(self, adapter: AdapterName, alias: str, target: str, expected_etag: str = "") -> Alias:
-        """See `RegistryApi.set_alias`."""
-        request = pb.SetAliasRequest(adapter=str(adapter), alias=alias, target=target, expected_etag=expected_etag)
-        # A compare-and-swap whose answer was lost would see its own move as somebody else's: it is not repeated.
-        attempts = 1 if expected_etag else ATTEMPTS
-        answer = self._retried(lambda: self._stub.SetAlias(request, timeout=self._timeout_s), attempts)
-        return alias_from(answer.alias)
-
     def yank(self, reference: str, reason: str = "") -> Version:
         """See `RegistryApi.yank`."""
         request = pb.YankRequest(reference=reference, reason=reason)
         return version_from(self._retried(lambda: self._stub.Yank(request, timeout=self._timeout_s)).version)
+
+    def delete_version(self, reference: str) -> Deleted:
+        """See `RegistryApi.delete_version`. Not repeated: one whose answer was lost would find nothing to delete."""
+        request = pb.DeleteVersionRequest(reference=reference)
+        answer = self._once(lambda: self._stub.DeleteVersion(request, timeout=self._timeout_s))
+        return Deleted(answer.version_digest, answer.freed_bytes)
+
+    def search_versions(self, query: VersionQuery) -> list[Version]:
+        """See `RegistryApi.search_versions`. Reads every page."""
+        request = query_message(query)
+        found: list[Version] = []
+        while True:
+            answer = self._retried(lambda: self._stub.SearchVersions(request, timeout=self._timeout_s))
+            found += [version_from(version) for version in answer.versions]
+            if not answer.next_page_token:
+                return found
+            request.page_token = answer.next_page_token
+
+    def put_signature(self, reference: str, key_digest: str, bundle: bytes) -> Signature:
+        """See `RegistryApi.put_signature`."""
+        request = pb.PutSignatureRequest(reference=reference, key_digest=key_digest, bundle=bundle)
+        answer = self._retried(lambda: self._stub.PutSignature(request, timeout=self._timeout_s))
+        return signature_from(answer.signature)
+
+    def list_signatures(self, reference: str) -> list[Signature]:
+        """See `RegistryApi.list_signatures`."""
+        request = pb.ListSignaturesRequest(reference=reference)
+        answer = self._retried(lambda: self._stub.ListSignatures(request, timeout=self._timeout_s))
+        return [signature_from(signature) for signature in answer.signatures]
 
     def verify(self, reference: str) -> VerifyReport:
         """See `RegistryApi.verify`."""
@@ -187,18 +250,22 @@ class RemoteRegistry:
         answer = self._retried(lambda: self._stub.VerifyVersion(request, timeout=self._transfer_timeout_s))
         return VerifyReport(answer.version_digest, answer.checked_files, answer.checked_bytes, tuple(answer.problems))
 
+    def who_am_i(self) -> Identity:
+        """See `RegistryApi.who_am_i`."""
+        return identity_from(self._retried(lambda: self._stub.WhoAmI(pb.WhoAmIRequest(), timeout=self._timeout_s)))
+
     def close(self) -> None:
         """See `RegistryApi.close`."""
         self._channel.close()
 
-    def _retried(self, call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    def _retried(self, call: Callable[[], T]) -> T:
         """Calls, again and later each time, while the registry is unavailable."""
-        for attempt in range(1, attempts + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._errors():
                     return call()
             except UnavailableError as error:
-                if attempt == attempts:
+                if attempt == ATTEMPTS:
                     raise
                 _pause(attempt, error)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -209,16 +276,21 @@ class RemoteRegistry:
         try:
             yield
         except grpc.RpcError as error:
-            known = from_rpc_error(error)
-            # Without a reason of the server's own, nobody answered.
-            if isinstance(known, UnavailableError) and known.reason == UnavailableError.default_reason:
-                raise UnavailableError(
-                    f"no registry answers at {self._target} ({known.message}); name another with --registry or "
-                    "WEFT_REGISTRY, or leave it out for the embedded one",
-                    reason="REGISTRY_UNREACHABLE",
-                    metadata={"target": self._target},
-                ) from error
-            raise known from error
+            raise answered_by(self.target, error) from error
+
+
+def answered_by(target: str, error: grpc.RpcError) -> WeftError:
+    """What the registry at `target` answered, or that nobody did."""
+    known = from_rpc_error(error)
+    # Without a reason of the server's own, nobody answered.
+    if isinstance(known, UnavailableError) and known.reason == UnavailableError.default_reason:
+        return UnavailableError(
+            f"no registry answers at {target} ({known.message}); name another with --registry or WEFT_REGISTRY, or "
+            "leave it out for the embedded one",
+            reason="REGISTRY_UNREACHABLE",
+            metadata={"target": target},
+        )
+    return known
 
 
 def _upload_requests(path: Path, upload_id: str, offset: int, report: Progress) -> Iterator[pb.WriteUploadRequest]:

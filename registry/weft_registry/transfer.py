@@ -17,12 +17,16 @@ from pathlib import Path
 
 from weft_registry import artifact, validation
 from weft_registry import digest as digests
+from weft_registry.admin_api import RegistryAdminApi
 from weft_registry.api import Progress, Published, RegistryApi, Version
 from weft_registry.blobs.store import VerifiedChunks
 from weft_registry.errors import CorruptionError, InvalidInputError, PreconditionError
 from weft_registry.home import Home
-from weft_registry.manifest import FileEntry
+from weft_registry.manifest import FileEntry, Manifest
 from weft_registry.reference import AdapterName
+
+_ATTEMPTS = 3
+"""How often a push sends bytes that the registry has lost meanwhile."""
 
 
 def open_registry(home: Home, address: str | None = None) -> RegistryApi:
@@ -35,6 +39,18 @@ def open_registry(home: Home, address: str | None = None) -> RegistryApi:
     from weft_registry.remote import RemoteRegistry
 
     return RemoteRegistry(address)
+
+
+def open_admin(home: Home, address: str | None = None) -> RegistryAdminApi:
+    """The administration of the registry that `open_registry` would open."""
+    address = address or os.environ.get("WEFT_REGISTRY") or None
+    if address is None:
+        from weft_registry.embedded import EmbeddedRegistry
+
+        return EmbeddedRegistry(home)
+    from weft_registry.remote_admin import RemoteAdmin
+
+    return RemoteAdmin(address)
 
 
 def push(
@@ -54,16 +70,29 @@ def push(
     # The registry will validate too; doing it here names what is wrong before gigabytes are sent.
     manifest = validation.validate_directory(directory, None)
     report = progress or _silent
-    missing = set(registry.find_missing(sorted({file.sha256 for file in manifest.files})))
+    attempt = 1
+    while True:
+        _send(registry, directory, adapter, manifest, report)
+        try:
+            return registry.publish(
+                adapter, manifest.canonical_bytes(), tags=tags, aliases=aliases, request_id=str(uuid.uuid4())
+            )
+        except PreconditionError as error:
+            # Hours between the upload and now, or a collection without grace: the bytes are sent again.
+            if error.reason != "BLOBS_MISSING" or attempt == _ATTEMPTS:
+                raise
+            attempt, report = attempt + 1, _silent
+
+
+def _send(registry: RegistryApi, directory: Path, adapter: AdapterName, manifest: Manifest, report: Progress) -> None:
+    """Uploads those files of an artifact that the registry does not hold."""
+    missing = set(registry.find_missing(sorted({file.sha256 for file in manifest.files}), adapter))
     for file in manifest.files:
         if file.sha256 in missing:
-            registry.upload(directory / file.path, file.sha256, file.size, report)
+            registry.upload(directory / file.path, file.sha256, file.size, report, adapter)
             missing.discard(file.sha256)
         else:
             report(file.size)
-    return registry.publish(
-        adapter, manifest.canonical_bytes(), tags=tags, aliases=aliases, request_id=str(uuid.uuid4())
-    )
 
 
 def pull(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -10,6 +11,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from weft.v1 import inference_pb2 as pb
 from weft.v1 import inference_pb2_grpc as pb_grpc
+from weft_registry.access.principal import EVERY, Principal, Scope
+from weft_registry.errors import InvalidInputError
+from weft_registry.reference import Reference
+from weft_registry.serve.authentication import caller
 from weft_server.engine import Engine
 from weft_server.merge_control import MergeControl
 from weft_server.residency import Residency
@@ -21,7 +26,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
-    """Answers with the statuses that inference.proto states."""
+    """Answers with the statuses that inference.proto states; UNAUTHENTICATED and PERMISSION_DENIED where callers are
+    asked who they are: loading needs what using needs, all else an administrator."""
 
     def __init__(
         self,
@@ -39,8 +45,12 @@ class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
 
     async def ListResident(self, request: pb.ListResidentRequest, context: _Context) -> pb.ListResidentResponse:
         """See inference.proto."""
-        on_disk = await self._residency.on_disk() if request.include_disk else []
+        asking = caller()
+        # What lies on disk, and what is worn together, has no name by which to tell whose it is.
+        everything = asking.may(Scope.ADMIN, EVERY)
+        on_disk = await self._residency.on_disk() if request.include_disk and everything else []
         listed = [*self._residency.resident(), *self._residency.absent_quarantined()]
+        listed = [resident for resident in listed if everything or _may_read(asking, resident)]
         listed += [resident for resident in on_disk if resident.digest not in {r.digest for r in listed}]
         engine = self._engine.stats()
         return pb.ListResidentResponse(
@@ -56,15 +66,23 @@ class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
 
     async def Load(self, request: pb.LoadRequest, context: _Context) -> pb.LoadResponse:
         """See inference.proto."""
+        # As a request for it would: no more, and no less.
+        caller().check_read(Reference.parse(request.reference).adapter)
         resident = await self._residency.load(request.reference)
+        # The same content may be in memory by the name of somebody else's adapter.
+        resident = replace(resident, reference=request.reference)
         return pb.LoadResponse(adapter=_message(resident, self._engine.stats().tokens_by_adapter))
 
     async def Unload(self, request: pb.UnloadRequest, context: _Context) -> pb.UnloadResponse:
         """See inference.proto."""
+        asking, adapter = caller(), Reference.parse(request.reference).adapter
+        asking.check_read(adapter)
+        asking.check(Scope.ADMIN, adapter.namespace)
         return pb.UnloadResponse(freed_bytes=await self._residency.unload(request.reference))
 
     async def Merge(self, request: pb.MergeRequest, context: _Context) -> pb.MergeResponse:
         """See inference.proto."""
+        caller().check(Scope.ADMIN, EVERY)
         digest, outcome = await self._merges.merge(request.reference)
         return pb.MergeResponse(
             adapter_digest=digest,
@@ -77,12 +95,21 @@ class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
 
     async def Unmerge(self, request: pb.UnmergeRequest, context: _Context) -> pb.UnmergeResponse:
         """See inference.proto."""
+        caller().check(Scope.ADMIN, EVERY)
         digest, switch_s = await self._merges.unmerge()
         return pb.UnmergeResponse(adapter_digest=digest, switch_time=_duration(switch_s))
 
     async def GetStats(self, request: pb.GetStatsRequest, context: _Context) -> pb.GetStatsResponse:
         """See inference.proto."""
+        caller().check(Scope.ADMIN, EVERY)
         return stats_message(self._statistics.snapshot())
+
+
+def _may_read(asking: Principal, resident: Resident) -> bool:
+    try:
+        return asking.may(Scope.READ, Reference.parse(resident.reference).adapter.namespace)
+    except InvalidInputError:
+        return False
 
 
 def _message(resident: Resident, tokens_by_adapter: Mapping[str, int]) -> pb.ResidentAdapter:

@@ -11,8 +11,10 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
+from weft_registry.access.principal import LOCAL, Principal
 from weft_registry.composition import Part
 from weft_registry.errors import InvalidInputError, UnavailableError, Violation
+from weft_registry.reference import Reference
 from weft_server.bridge import EngineBridge
 from weft_server.engine import (
     EngineEvent,
@@ -114,8 +116,12 @@ class Completer:
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
 
-    async def stream(self, request: CompletionRequest, call: CallRecord) -> AsyncGenerator[Chunk, None]:
+    async def stream(
+        self, request: CompletionRequest, call: CallRecord, caller: Principal = LOCAL
+    ) -> AsyncGenerator[Chunk, None]:
         """The completion as it is generated. Closing or cancelling the generator frees the request at the next step.
+
+        An adapter that `caller` may not read is not there for it, in memory or not.
 
         Raises what `Residency.lease`, the tokenizer and `Engine.submit` raise, and `InvalidInputError` for an input
         that does not fit the context.
@@ -124,8 +130,12 @@ class Completer:
         if isinstance(request.input, str):
             # Before an adapter is brought in for it.
             self._check_size(request.input, self._bridge.engine.context_room(None))
+        for part in request.adapters:
+            caller.check_read(Reference.parse(part.reference).adapter)
         lease = await self._residency.lease_composed(request.adapters) if request.adapters else None
         try:
+            for name in lease.made_of if lease else ():
+                caller.check_read(name)
             room = self._bridge.engine.context_room(lease.handle if lease else None)
             prompt = await asyncio.to_thread(self._encode, request, room)
             engine_request = self._engine_request(request, prompt, lease, room)

@@ -12,8 +12,10 @@ from weft import __version__
 from weft.v1 import inference_pb2 as pb
 from weft.v1 import inference_pb2_grpc as pb_grpc
 from weft_registry import canonical
+from weft_registry.access.principal import NOBODY, Principal
 from weft_registry.base import BaseSpec
-from weft_server.completion import Completer
+from weft_registry.serve.authentication import caller
+from weft_server.completion import Completer, CompletionRequest
 from weft_server.engine import EngineInfo
 from weft_server.recorder import RequestRecorder
 from weft_server.requests import parse_request, stream_message, whole_message
@@ -37,7 +39,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         """See inference.proto."""
         with self._recorder.call() as call:
             asked = parse_request(request, self._info.context_length)
-            async with aclosing(self._completer.stream(asked, call)) as stream:
+            async with aclosing(self._completer.stream(asked, call, _caller(asked))) as stream:
                 return whole_message([chunk async for chunk in stream])
 
     async def GenerateStream(
@@ -46,7 +48,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         """See inference.proto."""
         with self._recorder.call() as call:
             asked = parse_request(request, self._info.context_length)
-            async with aclosing(self._completer.stream(asked, call)) as stream:
+            async with aclosing(self._completer.stream(asked, call, _caller(asked))) as stream:
                 async for chunk in stream:
                     yield stream_message(chunk)
 
@@ -66,3 +68,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             mergeable_kinds=info.mergeable_kinds,
             server_version=__version__,
         )
+
+
+def _caller(asked: CompletionRequest) -> Principal:
+    # The base model is for everybody who gets this far, even while nobody can say who they are.
+    return caller() if asked.adapters else NOBODY

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from weft_registry.access.options import AccessOptions
 from weft_registry.home import Home
 
 MIB = 1 << 20
@@ -70,6 +72,10 @@ class ServeOptions:
     """For "auto": the share of the tokens from which an adapter is merged."""
     merge_window_s: float = 10.0
     """For "auto": the time over which shares are taken, and the least time between two switches."""
+    require_signature: tuple[Path, ...] = ()
+    """Public keys in PEM: an adapter is loaded only if one of them has signed its version. None asks for nothing."""
+    access: AccessOptions = field(default_factory=AccessOptions)
+    """Who may do what, and whether it is encrypted."""
     grace_s: float = 10.0
     """How long a stopping server lets running requests go on."""
     home: Home = field(default_factory=Home.from_environment)

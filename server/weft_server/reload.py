@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from weft.v1 import registry_pb2 as pb
+from weft_registry.api import AliasMove
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (
     DeadlineError,
@@ -24,11 +25,14 @@ from weft_registry.errors import (
     UnavailableError,
 )
 from weft_registry.serve.service import RegistryServicer
+from weft_server.alias_stream import AliasStream
 from weft_server.residency import Residency
 from weft_server.resolution import Followed, Resolved, Resolver
 
 _log = logging.getLogger(__name__)
 _LONGEST_RETRY_S = 300.0
+_SELDOM = 12
+"""After so many intervals a reference is asked for even where every move of an alias is told."""
 _SILENT_IN_A_ROW = 2
 """After so many references a registry counts as one that cannot be reached: one may be about the reference alone, and
 each may cost a timeout."""
@@ -51,22 +55,32 @@ class Reloader:
         self._poked.set()
 
     async def run(self) -> None:
-        """Looks every `interval_s` until it is cancelled; returns at once if that is 0."""
-        while self._interval_s > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval_s):
-                    await self._poked.wait()
-            self._poked.clear()
-            await self.check()
+        """Follows the registry's word of moved aliases, and looks every `interval_s` at what it says nothing of (at
+        everything where there is no word), until it is cancelled; returns at once if that is 0."""
+        if self._interval_s <= 0:
+            return
+        stream = AliasStream(self._resolver.registry, self._moved, self._lost, self._interval_s)
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_s):
+                        await self._poked.wait()
+                self._poked.clear()
+                await self.check(told=stream.lives)
+        finally:
+            stream.close()
 
-    async def check(self) -> None:
-        """Asks the registry once for each followed reference; what moved is brought in beside what follows.
+    async def check(self, *, told: bool = False) -> None:
+        """Asks the registry once for each followed reference; what moved is brought in beside what follows. Where every
+        move is `told`, only for those of which that is not enough to know what they name.
 
         One after the other, since hundreds at once would take Python's lock from the step thread. Once the registry
         has not answered for several in a row, it is not asked for the others: they are the first to be asked next time.
         """
         unanswered: list[Exception] = []
         for followed in sorted(self._resolver.followed(), key=lambda each: each.asked_s):
+            if told and not self._is_due(followed):
+                continue
             if len(unanswered) == _SILENT_IN_A_ROW:
                 self._remember_unknown(followed, unanswered[-1])
             elif followed.moving is None:
@@ -86,9 +100,33 @@ class Reloader:
         with contextlib.suppress(asyncio.CancelledError):
             await self.settled()
 
+    def _moved(self, move: AliasMove) -> None:
+        """The registry says that an alias moved."""
+        for followed in self._resolver.followed():
+            if (followed.parsed.adapter, followed.parsed.label) == (move.adapter, move.alias):
+                followed.told, followed.stale = move.digest, True
+                self.poke()
+
+    def _lost(self) -> None:
+        """What the registry said may not be all."""
+        for followed in self._resolver.followed():
+            followed.told, followed.stale = "", True
+        self.poke()
+
+    def _is_due(self, followed: Followed) -> bool:
+        return (
+            followed.stale
+            or not followed.looked
+            or not followed.by_alias
+            or bool(followed.problem)
+            or time.monotonic() - followed.asked_s >= _SELDOM * self._interval_s
+        )
+
     async def _check(self, followed: Followed) -> Exception | None:
         """Asks for one that is not being brought in. Returns why the registry gave no answer, if it gave none."""
         followed.asked_s = time.monotonic()
+        # Before asking: what moves meanwhile is looked at again.
+        followed.stale = False
         try:
             found = await self._resolver.ask_again(followed)
         except _GONE as error:
@@ -99,6 +137,7 @@ class Reloader:
         except Exception as error:  # noqa: BLE001 - nothing that a registry does may end the watch
             self._remember_unknown(followed, error)
             return error if isinstance(error, _NO_ANSWER) else None
+        followed.looked = True
         if found.digest == followed.resolved.digest:
             followed.problem, followed.failed, followed.failures = "", "", 0
         elif found.digest != followed.failed or time.monotonic() >= followed.retry_s:
@@ -116,6 +155,7 @@ class Reloader:
             self._residency.recorder.reloaded()
             _log.info("%s moved from %s to %s", followed.reference, before, found.digest)
             # It may have moved on meanwhile, which nobody looked at.
+            followed.stale = True
             self.poke()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the new version, the old one goes on
             followed.failures = followed.failures + 1 if followed.failed == found.digest else 1

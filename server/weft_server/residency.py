@@ -17,9 +17,9 @@ from contextlib import ExitStack
 from weft_adapters.threads import step_aside
 from weft_registry.api import Version
 from weft_registry.composition import Part, composition_digest, describe
-from weft_registry.errors import NotFoundError, PreconditionError, WeftError
+from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError, WeftError
 from weft_registry.parts import resolve_parts
-from weft_registry.reference import Reference
+from weft_registry.reference import AdapterName, Reference
 from weft_server.adapter_memory import AdapterMemory, Entry
 from weft_server.disk_cache import DiskCache
 from weft_server.engine import AdapterHandle, Artifact, Engine, EngineEvent, FailEvent, MergeOutcome
@@ -27,6 +27,7 @@ from weft_server.quarantine import Quarantine
 from weft_server.recorder import ResidencyRecorder
 from weft_server.residents import Resident, Tier, from_disk, from_quarantine
 from weft_server.resolution import Resolved, Resolver
+from weft_server.signature_gate import SignatureGate
 
 _log = logging.getLogger(__name__)
 _LOAD_THREADS = 4
@@ -47,6 +48,10 @@ class Lease:
         self.parts: tuple[str, ...] = ()
         """The digests of the adapters that a composition is made of."""
         self.size_bytes = entry.size_bytes
+        self.made_of: frozenset[AdapterName] = frozenset()
+        """The adapters that a fusion, or one of those worn together, is made of."""
+        if entry.resolved is not None:
+            self.made_of = entry.resolved.made_of
 
     def release(self) -> None:
         """Gives it back. A second call does nothing."""
@@ -74,7 +79,9 @@ class Residency:
         disk: DiskCache,
         limit_bytes: int,
         recorder: ResidencyRecorder | None = None,
+        gate: SignatureGate | None = None,
     ) -> None:
+        """`gate` refuses what is not signed; without one everything passes."""
         self.disk = disk
         """The tier below memory."""
         self.tier = Tier.HOST if engine.info.device.startswith("cpu") else Tier.DEVICE
@@ -83,6 +90,7 @@ class Residency:
         """What was done so far."""
         self._engine = engine
         self._resolver = resolver
+        self._gate = gate or SignatureGate(())
         self._memory = AdapterMemory(engine, limit_bytes, self._evicted)
         self._quarantine = Quarantine()
         self._switching = asyncio.Lock()
@@ -135,6 +143,7 @@ class Residency:
             entry.served += 1
             composed = Lease(self, entry)
             composed.parts = tuple(lease.digest for lease in leases)
+            composed.made_of = frozenset(name for lease in leases for name in lease.made_of)
             return composed
         finally:
             # The composition stands by itself.
@@ -142,7 +151,11 @@ class Residency:
                 lease.release()
 
     async def load(self, reference: str) -> Resident:
-        """Brings an adapter into memory before its first request. Raises as `lease`."""
+        """Brings an adapter into memory before its first request.
+
+        Raises as `lease`, and `InvalidInputError` for several worn together.
+        """
+        check_single(reference, "loaded ahead")
         entry = await self._bring(await self._resolve(reference), reference)
         entry.leases -= 1
         return self._report(entry, time.monotonic())
@@ -210,8 +223,9 @@ class Residency:
     async def merge(self, reference: str) -> tuple[str, MergeOutcome]:
         """Merges an adapter into the base's weights; it stays in memory while it is. Answers its digest.
 
-        Raises as `lease` and `Engine.merge`.
+        Raises as `lease` and `Engine.merge`, and `InvalidInputError` for several worn together.
         """
+        check_single(reference, "merged into the base")
         async with self._switching:
             lease = await self.lease(reference)
             try:
@@ -326,11 +340,13 @@ class Residency:
 
     def _load_blocking(self, version: Version) -> AdapterHandle:
         registry, manifest = self._resolver.registry, version.manifest
+        self._gate.check(registry, version)
         with ExitStack() as held:
             directory = held.enter_context(self.disk.artifact(registry, version))
             parts: list[Artifact] = []
             # Looked up at every load, and never remembered: a part may have been yanked since the last one.
             for part in resolve_parts(registry.resolve, manifest):
+                self._gate.check(registry, part)
                 path = held.enter_context(self.disk.artifact(registry, part))
                 parts.append(Artifact(path, part.manifest, part.digest))
             return self._engine.bind(directory, manifest, version.digest, parts)
@@ -377,4 +393,13 @@ class Residency:
             tier=self.tier,
             quarantined=record.summary if record else "",
             reload_problem=self._resolver.problem(entry.digest),
+        )
+
+
+def check_single(reference: str, done: str) -> None:
+    """Raises `InvalidInputError` for a composition, `a+b*0.5`: it exists as long as requests wear it."""
+    if "+" in reference or "*" in reference:
+        raise InvalidInputError(
+            f"{reference[:200]!r}: adapters worn together by a request cannot be {done}, a version can: make one "
+            "adapter of them with `weft combine`, and push that"
         )

@@ -8,6 +8,7 @@ version in memory and says otherwise. References by digest never move and are no
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from dataclasses import dataclass, field
 
 from weft_registry.api import RegistryApi, Version
 from weft_registry.parts import resolve_parts
-from weft_registry.reference import Reference
+from weft_registry.reference import AdapterName, Reference
 
 MAX_FOLLOWED = 256
+MAX_KNOWN = 64
+"""Versions whose manifests are kept, for aliases that move back and forth."""
 FORGET_S = 600.0
 """A reference that nobody used for so long is not followed any more; its next request asks the registry."""
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -32,6 +35,8 @@ class Resolved:
     kind: str
     memory_bytes: int
     """What its tensors take once they are bound in the engine's dtype."""
+    made_of: frozenset[AdapterName] = frozenset()
+    """The adapters that a fusion is made of."""
 
     @property
     def digest(self) -> str:
@@ -46,9 +51,16 @@ class Followed:
     reference: str
     resolved: Resolved
     """What its requests get."""
+    parsed: Reference = field(init=False)
     used_s: float = field(default_factory=time.monotonic)
     asked_s: float = field(default_factory=time.monotonic)
     """When the registry was asked for it last."""
+    looked: bool = False
+    """It was asked since it is followed: what moved between the first answer and that has been seen."""
+    told: str = ""
+    """The digest that the registry said it moved to, and that nobody has looked at yet."""
+    stale: bool = False
+    """It moved, or may have: it is asked for at the next look, whatever else is known."""
     moving: asyncio.Task[None] | None = None
     """Bringing in the version that it names now."""
     problem: str = ""
@@ -60,6 +72,14 @@ class Followed:
     retry_s: float = 0.0
     """It is not tried again before."""
 
+    def __post_init__(self) -> None:
+        self.parsed = Reference.parse(self.reference)
+
+    @property
+    def by_alias(self) -> bool:
+        """Whether it is an alias that says what it names; a tag never moves, but may be yanked from under it."""
+        return self.parsed.label not in self.resolved.version.tags
+
 
 class Resolver:
     """Owns the followed references and the threads that ask the registry. Lives in one event loop."""
@@ -70,6 +90,8 @@ class Resolver:
         self._follow = follow
         self._followed: OrderedDict[str, Followed] = OrderedDict()
         self._asking: dict[str, asyncio.Task[Resolved]] = {}
+        self._known: OrderedDict[tuple[AdapterName, str], Resolved] = OrderedDict()
+        self._lock = threading.Lock()  # Of the known ones, which the threads add to.
         # Of its own: a registry that hangs must not keep the tokenizer of other requests from its threads.
         self._threads = ThreadPoolExecutor(8, "weft-resolve")
 
@@ -96,7 +118,14 @@ class Resolver:
         return await self._in_thread(lambda: self._describe(self.registry.resolve(reference)))
 
     async def ask_again(self, followed: Followed) -> Resolved:
-        """The same for a reference that most probably names what it named before: costs little if it does."""
+        """The same for a reference that most probably names what it named before, or what the registry told: costs
+        little if it does."""
+        told, followed.told = followed.told, ""
+        # An alias never points at what is yanked: of a version that is known there is nothing to ask. The parts of a
+        # fusion are asked for, since they may be.
+        known = self._known.get((followed.parsed.adapter, told))
+        if known is not None and not known.made_of:
+            return known
 
         def again() -> Resolved:
             version = self.registry.resolve(followed.reference)
@@ -143,7 +172,16 @@ class Resolver:
         manifest = version.manifest
         # What it is made over comes into memory with it; a part that cannot is refused here, before anything is pulled.
         parts = resolve_parts(self.registry.resolve, manifest)
-        return Resolved(version, manifest.kind, sum(self._memory_bytes(one) for one in (version, *parts)))
+        memory_bytes = sum(self._memory_bytes(one) for one in (version, *parts))
+        resolved = Resolved(version, manifest.kind, memory_bytes, frozenset(part.adapter for part in parts))
+        self._keep(resolved)
+        return resolved
+
+    def _keep(self, resolved: Resolved) -> None:
+        with self._lock:
+            self._known[resolved.version.adapter, resolved.digest] = resolved
+            while len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
 
     def _memory_bytes(self, version: Version) -> int:
         if self._item_bytes is None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -17,14 +16,23 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from weft.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
+from weft.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    registry_admin_pb2,
+    registry_admin_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+)
 from weft_adapters.base.load import StoredBase
 from weft_adapters.threads import pass_the_lock_on
 from weft_registry.api import RegistryApi
 from weft_registry.base import BaseStore
 from weft_registry.embedded import EmbeddedRegistry
-from weft_registry.errors import InvalidInputError, UnavailableError, WeftError
+from weft_registry.errors import InvalidInputError, WeftError
 from weft_registry.hub.port import HubPort
+from weft_registry.serve.admin_service import RegistryAdminServicer
+from weft_registry.serve.ports import listen
 from weft_registry.status import ErrorInterceptor
 from weft_registry.transfer import open_registry
 from weft_server.admin_service import AdapterAdminServicer
@@ -33,6 +41,8 @@ from weft_server.completion import Completer
 from weft_server.disk_cache import DiskCache
 from weft_server.engine import Engine
 from weft_server.engines import engine_builder
+from weft_server.free_ports import check_ports
+from weft_server.identification import identification
 from weft_server.inference_service import InferenceServicer
 from weft_server.memory_plan import MemoryPlan, NotEnoughMemoryError
 from weft_server.merge_control import MergeControl, merge_rule
@@ -44,6 +54,7 @@ from weft_server.reload import AnnouncingRegistryServicer, Reloader
 from weft_server.residency import Residency
 from weft_server.resolution import Resolver
 from weft_server.server_stats import Statistics
+from weft_server.signature_gate import SignatureGate
 from weft_server.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -104,6 +115,10 @@ async def running(options: ServeOptions) -> AsyncIterator[Running]:
         registry = open_registry(options.home, options.registry)
         stack.callback(registry.close)
         _check_http(registry, options)
+        check_ports(options)
+        gate = SignatureGate(options.require_signature)
+        identify = await asyncio.to_thread(identification, registry, options)
+        stack.callback(identify.close)
         with _table_on_refusal():
             built = await asyncio.to_thread(build, options, base)
         engine, plan = built.engine, built.plan
@@ -115,7 +130,7 @@ async def running(options: ServeOptions) -> AsyncIterator[Running]:
         bridge = EngineBridge(engine)
         resolver = Resolver(registry, options.dtype, follow=options.reload_interval_s > 0)
         disk = await asyncio.to_thread(DiskCache, options.home.pulled, options.disk_bytes)
-        residency = Residency(engine, resolver, disk, plan.adapter_bytes)
+        residency = Residency(engine, resolver, disk, plan.adapter_bytes, gate=gate)
         stack.push_async_callback(residency.close)
         reloader = Reloader(resolver, residency, options.reload_interval_s)
         stack.push_async_callback(reloader.close)
@@ -132,37 +147,53 @@ async def running(options: ServeOptions) -> AsyncIterator[Running]:
             _say(f"metrics on http://{metrics_address}/metrics")
         http_address = None
         if options.http_port is not None and isinstance(registry, EmbeddedRegistry):
-            hub = await asyncio.to_thread(HubPort, registry, options.host, options.http_port, grace_s=options.grace_s)
+            hub = await asyncio.to_thread(
+                HubPort,
+                registry,
+                options.host,
+                options.http_port,
+                grace_s=options.grace_s,
+                authenticator=identify.hub,
+                tls=options.access.tls,
+            )
             stack.push_async_callback(asyncio.to_thread, hub.close)
             http_address = hub.address
             _say(f"http on {http_address}")
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_CHANNEL_OPTIONS)
+        interceptors = [ErrorInterceptor(), *identify.interceptors]
+        server = grpc.aio.server(interceptors=interceptors, options=_CHANNEL_OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(completer, options.base, spec, engine.info, requests), server
         )
         inference_pb2_grpc.add_AdapterAdminServiceServicer_to_server(
             AdapterAdminServicer(residency, engine, plan.overlay_bytes, merges, statistics), server
         )
+        # What would hold a stopping server up for as long as its clients like.
+        ends: list[Callable[[], None]] = []
         services = [
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
             inference_pb2.DESCRIPTOR.services_by_name["AdapterAdminService"].full_name,
         ]
         if isinstance(registry, EmbeddedRegistry):
-            registry_pb2_grpc.add_RegistryServiceServicer_to_server(
-                AnnouncingRegistryServicer(registry, reloader), server
-            )
+            calls = AnnouncingRegistryServicer(registry, reloader)
+            registry_pb2_grpc.add_RegistryServiceServicer_to_server(calls, server)
+            ends.append(calls.end_watches)
             services.append(registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name)
+            registry_admin_pb2_grpc.add_RegistryAdminServiceServicer_to_server(RegistryAdminServicer(registry), server)
+            services.append(registry_admin_pb2.DESCRIPTOR.services_by_name["RegistryAdminService"].full_name)
         health_servicer = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         services.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
-        address = _bind(server, options)
+        access = options.access
+        address = listen(server, options.host, options.port, access.tls, authenticated=access.required)
         bridge.start()
         for reference in options.preload:
             await _preload(residency, reference)
         _settle()
         await server.start()
         stack.push_async_callback(server.stop, options.grace_s)
+        for end in ends:
+            stack.callback(end)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         await _set_health(health_servicer, services, serving=True)
         for watch in (_watch(engine, health_servicer, services), merges.run(), reloader.run()):
@@ -204,28 +235,6 @@ async def _preload(residency: Residency, reference: str) -> None:
         error.args = (error.message,)
         raise
     _say(f"loaded {reference} ({resident.kind}, {resident.size_bytes / _MIB:.1f} MiB, {resident.digest})")
-
-
-def _bind(server: grpc.aio.Server, options: ServeOptions) -> str:
-    wanted = f"[{options.host}]:{options.port}" if ":" in options.host else f"{options.host}:{options.port}"
-    try:
-        port = server.add_insecure_port(wanted)
-    except RuntimeError as error:
-        raise UnavailableError(
-            f"cannot listen on {wanted}: is another server there, or {options.host} no address of this machine? "
-            f"`--port 0` picks a free port ({error})",
-            reason="CANNOT_LISTEN",
-        ) from error
-    if not _is_loopback(options.host):
-        _say(f"warning: {options.host} is reachable from other machines, and this server asks nobody who they are")
-    return f"{wanted.rpartition(':')[0]}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def _stop_signal() -> None:

@@ -11,6 +11,8 @@ from click.testing import Result
 
 from weft_registry import headers
 from weft_registry.base import BaseSpec
+from weft_registry.catalog import tables
+from weft_registry.catalog.database import Catalog
 from weft_registry.home import Home
 
 Weft = Callable[..., Result]
@@ -28,6 +30,8 @@ VERSION_KEYS = {
     "published_at",
     "yanked",
     "yank_reason",
+    "published_by",
+    "parent_digest",
     "metrics",
 }
 
@@ -160,7 +164,7 @@ def test_versions_of_a_misspelt_adapter_names_the_nearest(weft: Weft, pushed: di
 
 def test_show_has_the_manifest_as_published(weft: Weft, pushed: dict[str, str]) -> None:
     shown = json.loads(weft("show", "acme/topics:v1", "--json").stdout)
-    assert shown.keys() == VERSION_KEYS | {"manifest"}
+    assert shown.keys() == VERSION_KEYS | {"manifest", "parent", "children", "signatures"}
     assert shown["manifest"]["adapter"]["r"] == 4
     text = weft("show", "acme/topics:production").stdout
     assert pushed["v1"] in text
@@ -199,7 +203,7 @@ def test_pull_never_overwrites_something_else(weft: Weft, pushed: dict[str, str]
 
 def test_an_alias_moves_only_from_the_expected_etag(weft: Weft, pushed: dict[str, str]) -> None:
     moved = json.loads(weft("alias", "acme/topics", "production", "v2", "--json").stdout)
-    assert moved.keys() == {"adapter", "alias", "digest", "etag", "moved_at", "previous_digest"}
+    assert moved.keys() == {"adapter", "alias", "digest", "etag", "moved_at", "previous_digest", "protected"}
     assert (moved["digest"], moved["previous_digest"]) == (pushed["v2"], pushed["v1"])
     again = weft("alias", "acme/topics", "production", "v1", "--expect", moved["etag"], "--json")
     lost = weft("alias", "acme/topics", "production", "v2", "--expect", moved["etag"], status=1)
@@ -302,7 +306,14 @@ def test_a_missing_directory_is_wrong_usage(weft: Weft, tmp_path: Path) -> None:
 def test_control_characters_of_strangers_never_reach_the_terminal(
     weft: Weft, pushed: dict[str, str], home: Home
 ) -> None:
-    weft("yank", "acme/topics:v2", "--reason", "\x1b[2Jgone")
+    refused = weft("yank", "acme/topics:v2", "--reason", "\x1b[2Jgone", status=1)
+    assert "control character" in refused.stderr
+    weft("yank", "acme/topics:v2", "--reason", "gone")
+    # As a registry of an earlier Weft, or somebody else's, may say it.
+    catalog = Catalog(home.registry / "catalog.db")
+    with catalog.write() as connection:
+        connection.execute(tables.versions.update().values(yank_reason="\x1b[2Jgone"))
+    catalog.close()
     shown = weft("show", f"acme/topics@{pushed['v2']}").stdout
     assert "\ufffd[2Jgone" in shown
 

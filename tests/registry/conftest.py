@@ -7,16 +7,50 @@ from pathlib import Path
 
 import pytest
 
+from tests.backends.fresh import BUCKET, SERVER, fresh_database, fresh_storage
 from tests.registry.lab import make_artifact
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
+from weft_registry.storage import BLOBS_VARIABLE, DATABASE_VARIABLE
+
+STORAGE = {"home", "database", "lab"}
+"""The fixtures that are another thing on other back ends."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With servers as back ends, only what touches them runs: the rest would say what it says without them."""
+    if not (SERVER or BUCKET):
+        return
+    here = Path(__file__).parent
+    idle = [
+        item for item in items if here in item.path.parents and not STORAGE & set(getattr(item, "fixturenames", ()))
+    ]
+    config.hook.pytest_deselected(items=idle)
+    items[:] = [item for item in items if item not in set(idle)]
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """An empty registry's home: all in files, or its catalog and blobs on the servers that the tests are given."""
     monkeypatch.setenv("WEFT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("WEFT_REGISTRY", raising=False)
-    return Home(tmp_path / "home")
+    with fresh_storage() as storage:
+        for variable, url in ((DATABASE_VARIABLE, storage.database), (BLOBS_VARIABLE, storage.blobs)):
+            if url is None:
+                monkeypatch.delenv(variable, raising=False)
+            else:
+                monkeypatch.setenv(variable, url)
+        yield Home(tmp_path / "home")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Path | str]:
+    """Where an empty catalog may be made: a file, or a database on the server that the tests are given."""
+    if SERVER is None:
+        yield tmp_path / "catalog.db"
+    else:
+        with fresh_database(SERVER) as url:
+            yield url
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -25,16 +27,39 @@ class Reply:
     body: bytes
 
 
-def ask(address: str, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
+def ask(
+    address: str, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes | None = None
+) -> Reply:
     """One request, its path sent exactly as given. Redirects are not followed."""
     connection = http.client.HTTPConnection(address, timeout=30)
     try:
-        connection.request(method, path, headers=dict(headers or {}))
+        connection.request(method, path, body, headers=dict(headers or {}))
         response = connection.getresponse()
         body = response.read()
         return Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
     finally:
         connection.close()
+
+
+def ask_json(
+    address: str, path: str, document: object, method: str = "POST", headers: Mapping[str, str] | None = None
+) -> Reply:
+    """One request with a JSON document."""
+    kind = {"Content-Type": "application/json"}
+    return ask(address, path, method, {**kind, **(headers or {})}, json.dumps(document).encode())
+
+
+def ndjson(*operations: tuple[str, object], parent: str | None = None) -> bytes:
+    """A commit's body: files from pairs of a path and bytes, anything else from pairs of a key and a value."""
+    header = {"summary": "test", "description": "", **({"parentCommit": parent} if parent else {})}
+    lines: list[object] = [{"key": "header", "value": header}]
+    for name, content in operations:
+        if isinstance(content, bytes):
+            encoded = base64.b64encode(content).decode()
+            lines.append({"key": "file", "value": {"content": encoded, "path": name, "encoding": "base64"}})
+        else:
+            lines.append({"key": name, "value": content})
+    return b"".join(json.dumps(entry).encode() + b"\n" for entry in lines)
 
 
 @dataclass
@@ -94,8 +119,10 @@ def cutting_proxy(address: str, cut_after: int) -> Iterator[CuttingProxy]:
 
 
 def environment(address: str, home: Path) -> dict[str, str]:
-    """Of a process whose Hub is the server at `address`: nothing else is set."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_", "WEFT_"))}
+    """Of a process whose Hub is the server at `address`. Nothing else is set, but where a registry of the process's own
+    would keep what it has."""
+    others = ("HF_", "TRANSFORMERS_", "WEFT_HOME", "WEFT_SERVER")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(others) and key != "WEFT_REGISTRY"}
     path = os.pathsep.join([str(ROOT / "protos"), str(ROOT / "registry")])
     return {**kept, "PYTHONPATH": path, "HF_ENDPOINT": f"http://{address}", "HF_HOME": str(home)}
 
@@ -112,3 +139,13 @@ def run_client(script: str, *arguments: str, address: str, home: Path) -> str:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
+
+
+def hf(*arguments: str, address: str, home: Path) -> str:
+    """Runs the stock command line, and returns what it printed."""
+    command = [str(Path(sys.executable).parent / "hf"), *arguments]
+    ran = subprocess.run(
+        command, env=environment(address, home), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr

@@ -95,13 +95,17 @@ def random_tensors(kind: str, seed: int = 0, params: Any = None) -> dict[str, np
     return {name: generator.standard_normal(spec.shape).astype("<f4") for name, spec in specs.items()}
 
 
-def make_artifact(directory: Path, *, kind: str = "lora", seed: int = 0, readme: str = "A card.\n") -> Path:
-    """A valid artifact of `kind` for BASE; another seed is another version."""
+def make_artifact(
+    directory: Path, *, kind: str = "lora", seed: int = 0, readme: str = "A card.\n", notes: str = ""
+) -> Path:
+    """A valid artifact of `kind` for BASE; another seed is another version. `notes` are notes.txt: a card is small."""
     directory.mkdir(parents=True)
     (directory / artifact.WEIGHTS).write_bytes(safetensors_bytes(random_tensors(kind, seed)))
     config = peft_format.to_peft(kind, PARAMS[kind], BASE)
     (directory / artifact.CONFIG).write_bytes(peft_format.config_bytes(config))
     (directory / artifact.CARD).write_text(readme)
+    if notes:
+        (directory / "notes.txt").write_text(notes)
     return seal(directory, kind)
 
 
@@ -150,7 +154,7 @@ def python(script: str, *arguments: str, home: Home) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def serving(registry: EmbeddedRegistry, *interceptors: Any) -> Iterator[str]:
+def serving(registry: EmbeddedRegistry, *interceptors: Any, port: int = 0) -> Iterator[str]:
     """A gRPC server over `registry`, in a thread; yields its HOST:PORT."""
     ready: threading.Event = threading.Event()
     box: dict[str, Any] = {}
@@ -161,7 +165,7 @@ def serving(registry: EmbeddedRegistry, *interceptors: Any) -> Iterator[str]:
             options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
         )
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
-        box["target"] = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        box["target"] = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
         box["loop"], box["stop"] = asyncio.get_running_loop(), asyncio.Event()
         await server.start()
         ready.set()

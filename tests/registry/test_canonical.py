@@ -13,8 +13,9 @@ from weft_registry import canonical
 from weft_registry.errors import InvalidInputError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+integers = st.integers(canonical.MIN_INTEGER, canonical.MAX_INTEGER)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | text,
+    st.none() | st.booleans() | integers | text,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
     max_leaves=20,
 )
@@ -52,6 +53,9 @@ def test_order_of_keys_and_white_space_do_not_matter(document: dict[str, Any], r
         b'{"\\udfff":1}',
         b'{"a":' * 40 + b"1" + b"}" * 40,
         b'{"a":' + b"[" * 200000,
+        b'{"a":18446744073709551616}',
+        b'{"a":[{"b":-9223372036854775809}]}',
+        b'{"a":' + b"9" * 100_000 + b"}",
     ],
 )
 def test_what_is_not_canonical_material_is_refused(data: bytes) -> None:

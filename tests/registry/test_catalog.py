@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from tests.backends.fresh import only_on_disk
 from tests.registry import tables_0_1
 from tests.registry.lab import python
 from weft_registry.catalog import audit, tables
@@ -19,6 +19,7 @@ from weft_registry.errors import CorruptionError, PreconditionError, Unavailable
 from weft_registry.home import Home
 
 
+@only_on_disk
 def test_it_is_wal_and_synchronous_full_and_checks_foreign_keys(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "catalog.db")
     with catalog.read() as connection:
@@ -28,8 +29,8 @@ def test_it_is_wal_and_synchronous_full_and_checks_foreign_keys(tmp_path: Path) 
     catalog.close()
 
 
-def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
-    catalog = Catalog(tmp_path / "catalog.db")
+def test_a_failed_transaction_leaves_nothing(database: Path | str) -> None:
+    catalog = Catalog(database)
 
     def fail() -> None:
         with catalog.write() as connection:
@@ -43,19 +44,19 @@ def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
     catalog.close()
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    Catalog(tmp_path / "catalog.db").close()
-    with sqlite3.connect(tmp_path / "catalog.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
+def test_a_newer_schema_is_refused(database: Path | str) -> None:
+    catalog = Catalog(database)
+    with catalog.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    catalog.close()
     with pytest.raises(PreconditionError, match="upgrade Weft") as caught:
-        Catalog(tmp_path / "catalog.db")
+        Catalog(database)
     assert caught.value.reason == "CATALOG_TOO_NEW"
 
 
-def test_a_writer_that_waits_too_long_is_told_to_come_back(tmp_path: Path) -> None:
-    first = Catalog(tmp_path / "catalog.db")
-    second = Catalog(tmp_path / "catalog.db", busy_timeout_s=0.05)
+def test_a_writer_that_waits_too_long_is_told_to_come_back(database: Path | str) -> None:
+    first = Catalog(database)
+    second = Catalog(database, busy_timeout_s=0.05)
 
     def write() -> None:
         with second.write():
@@ -83,6 +84,7 @@ def test_processes_that_open_a_new_registry_at_once_all_succeed(home: Home) -> N
     assert outcomes == [("", 0)] * 6
 
 
+@only_on_disk
 def test_a_damaged_catalog_is_named_and_not_a_traceback(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     path.write_text("this is not a database, and never was one" * 100)
@@ -98,14 +100,15 @@ def test_a_damaged_catalog_is_named_and_not_a_traceback(tmp_path: Path) -> None:
         connection.execute(sa.select(tables.settings)).all()
 
 
-def test_the_migrations_make_the_tables_that_are_declared(tmp_path: Path) -> None:
-    catalog = Catalog(tmp_path / "catalog.db")
+def test_the_migrations_make_the_tables_that_are_declared(database: Path | str) -> None:
+    catalog = Catalog(database)
     with catalog.read() as connection:
         found = compare_metadata(MigrationContext.configure(connection), tables.metadata)
     catalog.close()
     assert found == []
 
 
+@only_on_disk
 def test_a_catalog_of_weft_0_1_is_upgraded_and_keeps_everything(tmp_path: Path) -> None:
     """As 0.1 left it: no revisions, moves that name rows, metrics in the manifests alone."""
     path = tmp_path / "catalog.db"
@@ -159,20 +162,21 @@ def test_a_catalog_of_weft_0_1_is_upgraded_and_keeps_everything(tmp_path: Path) 
     assert found == []
 
 
-def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "other.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE customers (id INTEGER)")
+def test_a_database_of_something_else_is_left_alone(database: Path | str) -> None:
+    url = f"sqlite:///{database}" if isinstance(database, Path) else database
+    engine = sa.create_engine(sa.make_url(url.replace("postgresql:", "postgresql+psycopg:")))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE customers (id INTEGER)")
     with pytest.raises(PreconditionError, match="customers") as caught:
-        Catalog(path)
+        Catalog(database)
     assert caught.value.reason == "NOT_A_CATALOG"
-    with sqlite3.connect(path) as connection:
-        assert [row[0] for row in connection.execute("SELECT name FROM sqlite_master")] == ["customers"]
+    assert sa.inspect(engine).get_table_names() == ["customers"]
+    engine.dispose()
 
 
 @pytest.mark.parametrize("statement", ["UPDATE audit SET actor = 'someone else'", "DELETE FROM audit"])
-def test_the_audit_log_is_only_ever_added_to(tmp_path: Path, statement: str) -> None:
-    catalog = Catalog(tmp_path / "catalog.db")
+def test_the_audit_log_is_only_ever_added_to(database: Path | str, statement: str) -> None:
+    catalog = Catalog(database)
     with catalog.write() as connection:
         audit.record(connection, "ada", "publish", "team", "team/support")
 

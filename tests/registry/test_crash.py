@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.backends.fresh import BUCKET
 from tests.registry.lab import python
 from weft_registry import transfer
 from weft_registry.embedded import EmbeddedRegistry
@@ -16,12 +17,17 @@ from weft_registry.reference import AdapterName
 
 NAME = AdapterName("team", "support")
 
+PUTTING = (
+    ("weft_registry.blobs.object:ObjectBlobStore", "_put")
+    if BUCKET
+    else ("weft_registry.blobs.local:LocalBlobStore", "_install")
+)
 # Where the process kills itself: it replaces one real function by its own death, before or after the real work.
 POINTS = {
-    "while a blob is written": ("os", "fsync", "before"),
-    "before a blob appears": ("weft_registry.blobs.local:LocalBlobStore", "_install", "before"),
-    "after the first blob": ("weft_registry.blobs.local:LocalBlobStore", "_install", "after"),
-    "after all blobs": ("weft_registry.validation", "validate", "before"),
+    "while a blob is written": ("obstore", "put", "before") if BUCKET else ("os", "fsync", "before"),
+    "before a blob appears": (*PUTTING, "before"),
+    "after the first blob": (*PUTTING, "after"),
+    "after all blobs": ("weft_registry.validation", "check_files", "before"),
     "after validation": ("weft_registry.catalog.changes", "insert_version", "before"),
     "inside the transaction": ("weft_registry.catalog.changes", "move_alias", "after"),
     "before the commit": ("weft_registry.catalog.changes", "insert_version", "after"),
@@ -48,7 +54,7 @@ def dying(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(holder, name, dying)
-if name == "validate":
+if name == "check_files":
     # `push` validates too, before it sends anything: the registry's own validation is meant.
     holder.validate_directory = lambda directory, base: transfer.artifact.read(directory)
 transfer.push(registry, Path(directory), AdapterName("team", "support"), tags=["v2"], aliases=["production"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.registry.blob_lab import lab_of
 from tests.registry.lab import add_base, python, upload_all
 from weft_registry import artifact, transfer
 from weft_registry.embedded import EmbeddedRegistry
@@ -91,9 +92,8 @@ def test_a_repeated_request_is_answered_as_the_first_whatever_happened_since(
     manifest = upload_all(registry, directory)
     request_id = str(uuid.uuid4())
     first = registry.publish(NAME, manifest, request_id=request_id)
-    for path in (home.registry / "blobs").rglob("*"):
-        if path.is_file():
-            path.unlink()
+    registry.blobs.delete_blobs([blob.digest for blob in registry.blobs.list_blobs()])
+    assert lab_of(home).held() == {}
     assert registry.publish(NAME, manifest, request_id=request_id) == first
 
 
@@ -144,7 +144,12 @@ def test_versions_are_listed_newest_first_and_adapters_by_name(
     assert [str(summary.adapter) for summary in registry.list_adapters("team")] == ["team/a", "team/support"]
     support = registry.list_adapters("team")[1]
     assert support.version_count == 3
-    assert support.latest == registry.resolve("team/support")
+    latest = registry.resolve("team/support")
+    assert support.latest is not None
+    assert (support.latest.digest, support.latest.kind) == (latest.digest, "lora")
+    assert support.latest.base == latest.manifest.base.id
+    for same in ("adapter", "tags", "aliases", "published_at", "size_bytes"):
+        assert getattr(support.latest, same) == getattr(latest, same)
     assert registry.list_adapters("nobody") == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -16,9 +15,11 @@ import pytest
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+from tests.registry.blob_lab import lab_of
 from tests.registry.hub_lab import cutting_proxy, environment
 from weft_registry import artifact, transfer
 from weft_registry.embedded import EmbeddedRegistry
+from weft_registry.home import Home
 from weft_registry.hub.port import HubPort
 from weft_registry.reference import AdapterName
 
@@ -127,10 +128,10 @@ def test_a_file_is_of_the_version_that_its_first_answer_named(
 def test_a_download_that_was_cut_goes_on_where_it_was(
     registry: EmbeddedRegistry, port: HubPort, new_artifact: NewArtifact, tmp_path: Path
 ) -> None:
-    transfer.push(registry, new_artifact(readme=LARGE), NAME)
+    transfer.push(registry, new_artifact(notes=LARGE), NAME)
     with cutting_proxy(port.address, cut_after=2 << 20) as proxy:
         found = hf_hub_download(
-            "acme/topics", "README.md", endpoint=f"http://{proxy.address}", cache_dir=tmp_path / "cache"
+            "acme/topics", "notes.txt", endpoint=f"http://{proxy.address}", cache_dir=tmp_path / "cache"
         )
         assert proxy.cuts == 1
         ranges = [head for head in proxy.heads if b"range: bytes=" in head.lower()]
@@ -141,6 +142,7 @@ def test_a_download_that_was_cut_goes_on_where_it_was(
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 20, 10 << 20])
 def test_bytes_without_their_digest_never_become_a_file(
+    home: Home,
     registry: EmbeddedRegistry,
     url: str,
     new_artifact: NewArtifact,
@@ -151,16 +153,13 @@ def test_bytes_without_their_digest_never_become_a_file(
     """Not even for a client that looks at sizes only, whether it resumes (small chunks) or begins again: the damage is
     in what it would fetch last."""
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", chunk_bytes)
-    version = transfer.push(registry, new_artifact(readme=LARGE), NAME).version
-    (digest,) = (file.sha256.removeprefix("sha256:") for file in version.manifest.files if file.path == "README.md")
-    (blob,) = tmp_path.rglob(f"blobs/sha256/*/{digest}")
-    blob.chmod(0o644)
-    with blob.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"!")
+    version = transfer.push(registry, new_artifact(notes=LARGE), NAME).version
+    (digest,) = (file.sha256 for file in version.manifest.files if file.path == "notes.txt")
+    lab = lab_of(home)
+    lab.replace(digest, lab.held()[digest][:-1] + b"!")
     with pytest.raises(HfHubHTTPError, match="corrupt"):
-        hf_hub_download("acme/topics", "README.md", endpoint=url, cache_dir=tmp_path / "cache")
-    assert not list((tmp_path / "cache").rglob("README.md"))
+        hf_hub_download("acme/topics", "notes.txt", endpoint=url, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("notes.txt"))
 
 
 def test_errors_are_the_clients_own(

@@ -26,7 +26,7 @@ manifests = st.builds(
     created=st.just("2026-01-31T12:00:00Z"),
     license=text,
     base=st.just(BASE.fingerprint),
-    adapter=st.dictionaries(text, st.integers() | text, max_size=4),
+    adapter=st.dictionaries(text, st.integers(-(1 << 63), (1 << 64) - 1) | text, max_size=4),
     tensors=st.lists(
         st.builds(TensorEntry, text, text, st.lists(st.integers(0, 99), max_size=3).map(tuple), digests), max_size=3
     ),

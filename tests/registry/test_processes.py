@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from tests.registry.lab import python
 from weft_registry import transfer
 from weft_registry.catalog import tables
-from weft_registry.catalog.database import Catalog
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
+from weft_registry.storage import Storage
 
 NAME = AdapterName("team", "support")
 PUBLISH = """
@@ -56,7 +56,7 @@ print(json.dumps([wins, losses]))
 
 def moves(home: Home, alias: str) -> list[tuple[str, str]]:
     """(from, to) of every move of an alias, oldest first."""
-    catalog = Catalog(home.registry / "catalog.db")
+    catalog = Storage.from_environment().open_catalog(home.registry)
     c = tables.alias_moves.c
     with catalog.read() as connection:
         statement = sa.select(c.previous_digest, c.digest).where(c.alias == alias).order_by(c.id)

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.registry.blob_lab import lab_of
 from tests.registry.lab import python, serving, upload_all
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
@@ -33,7 +34,7 @@ from weft_registry.home import Home
 from weft_registry.messages import MAX_CHUNK_BYTES
 from weft_registry.reference import AdapterName
 from weft_registry.remote import RemoteRegistry
-from weft_registry.serve import service as service_module
+from weft_registry.serve import paging
 from weft_registry.status import from_rpc_error
 
 NewArtifact = Callable[..., Path]
@@ -280,7 +281,7 @@ def test_pages_cover_everything_once(
         transfer.push(registry, new_artifact(seed=index), name)
         transfer.push(registry, new_artifact(seed=index), NAME)
     for page_bytes in (1 << 20, 1):  # By count, and with pages cut short by their size.
-        monkeypatch.setattr(service_module, "_PAGE_BYTES", page_bytes)
+        monkeypatch.setattr(paging, "PAGE_BYTES", page_bytes)
         adapters, versions = [], []
         request = pb.ListAdaptersRequest(namespace="team", page_size=2)
         while True:
@@ -302,11 +303,10 @@ def test_pages_cover_everything_once(
 
 
 def damage(home: Home, digest: str) -> None:
-    path = home.registry / "blobs" / "sha256" / digest[7:9] / digest[7:]
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
+    lab = lab_of(home)
+    data = bytearray(lab.held()[digest])
     data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    lab.replace(digest, bytes(data))
 
 
 def test_a_corrupt_blob_is_data_loss_and_never_served(

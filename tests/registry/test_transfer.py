@@ -143,7 +143,7 @@ def test_only_missing_blobs_are_sent(registry: EmbeddedRegistry, new_artifact: N
     sent: list[str] = []
 
     class Sending(Watched):
-        def upload(self, path: Path, digest: str, size: int, progress: Any = None) -> None:
+        def upload(self, path: Path, digest: str, size: int, progress: Any = None, adapter: Any = None) -> None:
             sent.append(path.name)
             registry.upload(path, digest, size, progress)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.registry.blob_lab import lab_of
 from tests.registry.lab import (
     BASE,
     PARAMS,
@@ -152,7 +153,7 @@ def test_a_refused_artifact_stores_nothing(
         transfer.push(registry, directory, NAME)
     told = [caught.value.message, *(violation.description for violation in caught.value.violations)]
     assert any(words in text for text in told)
-    assert not [path for path in (home.registry / "blobs").rglob("*") if path.is_file()]
+    assert lab_of(home).held() == {}
     assert registry.list_adapters() == []
 
 

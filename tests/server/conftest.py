@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.subjects import random_adapter
+from tests.engine_options import exact_options
 from tests.server.registries import Counting
 from tests.tiny_models import AddedBase
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
 from weft_registry.transfer import push
 from weft_server.tokenizer import Tokenizer
-from weft_server.torch_engine.engine import TorchEngine, TorchEngineOptions
+from weft_server.torch_engine.engine import TorchEngine
 
 
 @pytest.fixture(scope="session")
@@ -38,17 +38,7 @@ def registry(tiny_base: Callable[..., AddedBase], tmp_path: Path) -> Iterator[Co
 @pytest.fixture
 def engine(tiny_base: Callable[..., AddedBase]) -> Iterator[TorchEngine]:
     """A started engine over a tiny base, whose events nobody reads."""
-    options = TorchEngineOptions(
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        copies=False,
-        max_batch_size=8,
-        max_prefill_tokens=256,
-        max_waiting=8,
-        kv_bytes=1 << 24,
-        overlay_bytes=1 << 24,
-    )
-    engine = TorchEngine(tiny_base().stored, options)
+    engine = TorchEngine(tiny_base().stored, exact_options(max_waiting=8))
     engine.start(lambda events: None)
     yield engine
     engine.close()

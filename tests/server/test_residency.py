@@ -18,7 +18,13 @@ from weft_adapters.binding import WEIGHTS_FILE, bind
 from weft_registry import artifact
 from weft_registry.api import RegistryApi
 from weft_registry.composition import Part
-from weft_registry.errors import CorruptionError, ExhaustedError, NotFoundError, PreconditionError
+from weft_registry.errors import (
+    CorruptionError,
+    ExhaustedError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+)
 from weft_server.residency import Residency
 from weft_server.residents import Tier
 from weft_server.torch_engine.engine import TorchEngine
@@ -91,6 +97,18 @@ async def test_a_part_that_fails_frees_the_others(engine: TorchEngine, registry:
     with pytest.raises(NotFoundError):
         await held.lease_composed((Part("test/a0"), Part("test/none"), Part("test/a1", 2.0)))
     assert {r.reference: r.leases for r in held.resident()} == {"test/a0": 0, "test/a1": 0}
+
+
+@pytest.mark.parametrize("reference", ["test/a0+test/a1", "test/a0*0.5"])
+async def test_a_composition_is_neither_loaded_nor_merged_and_the_way_out_is_combining(
+    reference: str, engine: TorchEngine, registry: Counting, tmp_path: Path
+) -> None:
+    held = residency(engine, registry, tmp_path)
+    for act, words in ((held.load, "loaded ahead"), (held.merge, "merged into the base")):
+        with pytest.raises(InvalidInputError, match=rf"cannot be {words}.*`weft combine`") as caught:
+            await act(reference)
+        assert reference in caught.value.message
+    assert resident(held) == []
 
 
 async def test_what_is_leased_or_merged_is_never_evicted(

@@ -195,6 +195,7 @@ def test_every_method_learns_from_a_teacher(
     spec = large_base.stored.spec.fingerprint
     said = manifest.provenance["objective"]
     assert said == {"kind": "distill", "teacher": {"id": spec.id, "weights_sha256": spec.weights_sha256}}
+    assert manifest.provenance["parent_version"] is None, "a base is no version"
 
 
 def test_the_layers_that_are_computed_once_change_nothing_of_what_is_learnt(
@@ -234,7 +235,7 @@ def test_the_same_base_teaches_when_it_wears_an_adapter(
     config = distilling(config, f"{deep_base.name}+{teaching}", weight=1.0, merged=merged)
     manifest = artifact.read(run(config, deep_base))
     said = manifest.provenance["objective"]["teacher"]
-    assert said["artifact"] == artifact.read(teaching).digest()
+    assert said["artifact"] == manifest.provenance["parent_version"] == artifact.read(teaching).digest()
     assert said["merged"] is merged
     losses = {metric.name: float(metric.value) for metric in manifest.metrics}
     # It has seen no label, and comes nearer to them through the teacher alone.

@@ -1,4 +1,4 @@
-"""`weft list`, `weft versions`, `weft show`: what the registry holds."""
+"""`weft versions`, `weft show`: what the registry holds of one adapter."""
 
 from __future__ import annotations
 
@@ -6,44 +6,13 @@ import json
 
 import click
 
+from weft_client.cli.lineage import TOLD, lineage_fields, lineage_json, lineage_of
 from weft_client.cli.options import json_option, registry_option
 from weft_client.cli.output import Column, echo_fields, echo_json, echo_table, moment, short, size
 from weft_client.cli.sources import opened
-from weft_client.cli.views import adapter_json, version_json, version_with_manifest_json
-from weft_registry.api import Version
+from weft_client.cli.views import version_json, version_with_manifest_json
 from weft_registry.manifest import Metric
 from weft_registry.reference import AdapterName
-
-
-@click.command("list")
-@click.argument("namespace", default="", metavar="[NAMESPACE]")
-@json_option
-@registry_option
-def list_adapters(namespace: str, as_json: bool, registry_target: str | None) -> None:
-    """List adapters, of every namespace or of one. `weft ls` is the same.
-
-    \b
-    Example:
-      weft list acme
-    """
-    with opened(registry_target) as registry:
-        summaries = registry.list_adapters(namespace)
-    if as_json:
-        echo_json([adapter_json(summary) for summary in summaries])
-        return
-    columns = (
-        Column("ADAPTER"),
-        Column("KIND"),
-        Column("LATEST"),
-        Column("TAGS", folds=True),
-        Column("VERSIONS", right=True),
-        Column("SIZE", right=True),
-        Column("BASE", folds=True),
-        Column("PUBLISHED", folds=True),
-    )
-    rows = [(str(summary.adapter), *_latest(summary.latest, str(summary.version_count))) for summary in summaries]
-    where = f"in namespace {namespace}" if namespace else "yet"
-    echo_table(columns, rows, f"no adapters {where}; publish one with `weft push DIRECTORY NAMESPACE/NAME`")
 
 
 @click.command()
@@ -96,7 +65,7 @@ def versions(adapter: str, include_yanked: bool, as_json: bool, registry_target:
 @json_option
 @registry_option
 def show(reference: str, as_json: bool, registry_target: str | None) -> None:
-    """Show one version: what it is, where it comes from, its files.
+    """Show one version: what it is, where it comes from, what came of it, its files.
 
     REFERENCE is NAMESPACE/NAME[:TAG-OR-ALIAS][@sha256:DIGEST]; without a tag it means :latest.
 
@@ -106,8 +75,9 @@ def show(reference: str, as_json: bool, registry_target: str | None) -> None:
     """
     with opened(registry_target) as registry:
         version = registry.resolve(reference)
+        lineage = lineage_of(registry, version)
     if as_json:
-        echo_json(version_with_manifest_json(version))
+        echo_json({**version_with_manifest_json(version), **lineage_json(lineage)})
         return
     manifest = version.manifest
     echo_fields(
@@ -120,29 +90,18 @@ def show(reference: str, as_json: bool, registry_target: str | None) -> None:
             ("base", manifest.base.id),
             ("base weights", manifest.base.weights_sha256),
             ("license", manifest.license or "-"),
-            ("published", moment(version.published_at)),
+            (
+                "published",
+                moment(version.published_at) + (f" by {version.published_by}" if version.published_by else ""),
+            ),
+            *lineage_fields(lineage, manifest.provenance),
             ("size", f"{size(version.size_bytes)} in {len(manifest.files)} files, {len(manifest.tensors)} tensors"),
             *([("yanked", version.yank_reason or "without a reason")] if version.yanked else []),
             *((f"adapter.{key}", _brief(value)) for key, value in manifest.adapter.items()),
-            *((f"provenance.{key}", _brief(value)) for key, value in manifest.provenance.items()),
+            *((f"provenance.{key}", _brief(value)) for key, value in manifest.provenance.items() if key not in TOLD),
             *(("metric", _metric(metric)) for metric in manifest.metrics),
             *(("file", f"{file.path}  {size(file.size)}  {file.sha256}") for file in manifest.files),
         ]
-    )
-
-
-def _latest(version: Version | None, count: str) -> tuple[str, ...]:
-    if version is None:
-        return "-", "(all yanked)", "", count, "", "", ""
-    manifest = version.manifest
-    return (
-        manifest.kind,
-        short(version.digest),
-        ", ".join(version.tags),
-        count,
-        size(version.size_bytes),
-        manifest.base.id,
-        moment(version.published_at),
     )
 
 

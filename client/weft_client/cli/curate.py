@@ -1,46 +1,13 @@
-"""`weft alias`, `weft yank`, `weft verify`: what a registry's keeper does to versions."""
+"""`weft yank` and `weft delete`: what a registry's keeper does to versions."""
 
 from __future__ import annotations
 
 import click
 
-from weft_client.cli.failure import Failure
-from weft_client.cli.options import expect_option, json_option, registry_option
-from weft_client.cli.output import echo_json, short, size
+from weft_client.cli.options import json_option, registry_option
+from weft_client.cli.output import echo_json, size
 from weft_client.cli.sources import opened
-from weft_client.cli.views import alias_json, report_json, version_json
-from weft_registry.errors import Violation
-from weft_registry.reference import AdapterName
-
-
-@click.command()
-@click.argument("adapter", metavar="NAMESPACE/NAME")
-@click.argument("alias")
-@click.argument("target", metavar="REFERENCE")
-@expect_option
-@json_option
-@registry_option
-def alias(
-    adapter: str, alias: str, target: str, expected_etag: str, as_json: bool, registry_target: str | None
-) -> None:
-    """Point an alias at a version.
-
-    REFERENCE is a tag, an alias or a digest of this adapter, or a whole reference to it. The answer has the alias's
-    etag: with --expect, nobody else's move is lost.
-
-    \b
-    Example:
-      weft alias acme/topics production v2
-      weft alias acme/topics production v3 --expect 5f0c
-    """
-    name = AdapterName.parse(adapter)
-    with opened(registry_target) as registry:
-        moved = registry.set_alias(name, alias, target, expected_etag)
-    if as_json:
-        echo_json({"adapter": adapter, **alias_json(moved)})
-        return
-    before = f" (before: {short(moved.previous_digest)})" if moved.previous_digest else ""
-    click.echo(f"{name}:{moved.name} is {moved.digest}{before}, etag {moved.etag}")
+from weft_client.cli.views import version_json
 
 
 @click.command()
@@ -65,21 +32,28 @@ def yank(reference: str, reason: str, as_json: bool, registry_target: str | None
 
 @click.command()
 @click.argument("reference")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
 @registry_option
-def verify(reference: str, as_json: bool, registry_target: str | None) -> None:
-    """Re-hash the manifest and every file of a version. Status 1 if anything is not as published.
+def delete(reference: str, yes: bool, as_json: bool, registry_target: str | None) -> None:
+    """Remove a version for ever: its tags, and the bytes that no other version has, at the next `weft gc`.
+
+    Refused, with their names, while aliases point at it or a fusion is made of it. Histories keep its digest. What
+    should only not be used any more is better yanked (`weft yank`), which keeps it readable by digest.
 
     \b
     Example:
-      weft verify acme/topics:production
+      weft delete acme/topics:v1
     """
     with opened(registry_target) as registry:
-        report = registry.verify(reference)
+        version = registry.resolve(reference)
+        # By digest from here on: an alias may move while somebody thinks about the answer.
+        exactly = f"{version.adapter}@{version.digest}"
+        if not yes:
+            tags = f" (tags {', '.join(version.tags)})" if version.tags else ""
+            click.confirm(f"delete {exactly}{tags}, {size(version.size_bytes)}, for ever?", abort=True, err=True)
+        deleted = registry.delete_version(exactly)
     if as_json:
-        echo_json(report_json(report))
-    elif not report.problems:
-        click.echo(f"{report.digest}: {report.checked_files} files, {size(report.checked_bytes)}, as published")
-    if report.problems:
-        problems = tuple(Violation("", problem) for problem in report.problems)
-        raise Failure(f"{report.digest} is damaged; publish it again from a good copy", problems)
+        echo_json({"adapter": str(version.adapter), "digest": deleted.digest, "freed_bytes": deleted.freed_bytes})
+        return
+    click.echo(f"deleted {exactly}; the next collection frees {size(deleted.freed_bytes)}")

@@ -33,6 +33,25 @@ def quiet_option(function: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help="No progress bar.")(function)
 
 
+def storage_options(function: F) -> F:
+    """`--database` and `--blobs`."""
+    database = click.option(
+        "--database",
+        envvar="WEFT_REGISTRY_DATABASE",
+        metavar="URL",
+        help="The catalog (or WEFT_REGISTRY_DATABASE): postgresql://USER@HOST/NAME, sqlite:////PATH. Default: a file "
+        "under WEFT_HOME. Give the password as PGPASSWORD.",
+    )
+    blobs = click.option(
+        "--blobs",
+        envvar="WEFT_REGISTRY_BLOBS",
+        metavar="URL",
+        help="The adapters' files (or WEFT_REGISTRY_BLOBS): s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, "
+        "az://CONTAINER/PREFIX, file:///DIRECTORY. Default: a directory under WEFT_HOME.",
+    )
+    return database(blobs(function))
+
+
 def expect_option(function: F) -> F:
     """`--expect`."""
     return click.option(

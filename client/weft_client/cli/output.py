@@ -41,7 +41,7 @@ def echo_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], empty: 
     if not rows:
         click.echo(empty, err=True)
         return
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = rows if _is_plain(rows) else [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _echo_on_terminal(columns, cells)
     else:
@@ -76,7 +76,7 @@ def size(count: int) -> str:
 
 def moment(when: datetime) -> str:
     """A time for people, in UTC: `2026-01-31 12:00Z`."""
-    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%MZ")
+    return when.astimezone(UTC).isoformat(" ", "minutes").removesuffix("+00:00") + "Z"
 
 
 def timestamp(when: datetime) -> str:
@@ -103,6 +103,12 @@ def share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
 
+def _is_plain(rows: Iterable[Sequence[str]]) -> bool:
+    """Whether there is nothing to look at more closely: a listing may have a hundred thousand cells."""
+    text = "".join(map("".join, rows))
+    return text.isascii() and text.isprintable()
+
+
 def _obeyed(character: str) -> bool:
     if character in "\n\t":
         return False
@@ -111,13 +117,12 @@ def _obeyed(character: str) -> bool:
 
 def _echo_plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     lines = [[column.title for column in columns], *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if column.right else cell.ljust(width)
-            for column, cell, width in zip(columns, line, widths, strict=True)
-        ]
-        click.echo((" " * GAP).join(cells).rstrip())
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    form = (" " * GAP).join(
+        f"{{:{'>' if column.right else '<'}{width}}}" for column, width in zip(columns, widths, strict=True)
+    )
+    # At once: ten thousand lines, one by one, take longer than to find them.
+    click.echo("\n".join(form.format(*line).rstrip() for line in lines))
 
 
 def _echo_on_terminal(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:

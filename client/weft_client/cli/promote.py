@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from weft_client.cli import conditions
 from weft_client.cli.failure import Failure
 from weft_client.cli.options import expect_option, json_option, registry_option
 from weft_client.cli.output import echo_json, short
 from weft_client.cli.sources import opened
 from weft_client.cli.views import alias_json
+from weft_registry import conditions
 from weft_registry.api import RegistryApi, Version
 from weft_registry.errors import ConflictError, InvalidInputError
 from weft_registry.reference import LATEST, check_label

@@ -57,8 +57,10 @@ def push(
       weft push ./runs/topics/artifact acme/topics --tag v1 --alias production
       weft push ./my-peft-lora acme/mine --base smol
     """
+    from weft_registry.allocator import keep_freed_chunks
     from weft_registry.transfer import push as send
 
+    keep_freed_chunks()
     name = AdapterName.parse(adapter)
     with _artifact(directory, name, base_name, pooling) as ready, opened(registry_target) as registry:
         total = sum(file.stat().st_size for file in ready.iterdir() if file.name != MANIFEST)

@@ -1,4 +1,4 @@
-"""`weft pull` and `weft export`: a published version becomes a directory."""
+"""`weft pull` and `weft export`: a published version becomes a directory, or a part of an OCI image layout."""
 
 from __future__ import annotations
 
@@ -38,20 +38,44 @@ def pull(reference: str, directory: Path | None, as_json: bool, quiet: bool, reg
 
 @click.command()
 @click.argument("reference")
-@click.option("--to", "directory", type=click.Path(path_type=Path), required=True, help="New.")
+@click.option("--to", "directory", type=click.Path(path_type=Path), help="A new directory, as PEFT writes it.")
+@click.option(
+    "--oci", "layout", type=click.Path(path_type=Path), help="An OCI image layout; a new one, or one to add to."
+)
+@click.option("--oci-tag", metavar="TAG", help="The tag in the layout. Default: the reference's own, or latest.")
 @json_option
 @quiet_option
 @registry_option
-def export(reference: str, directory: Path, as_json: bool, quiet: bool, registry_target: str | None) -> None:
-    """Write a version as a plain PEFT directory, for other tools.
+def export(
+    reference: str,
+    directory: Path | None,
+    layout: Path | None,
+    oci_tag: str | None,
+    as_json: bool,
+    quiet: bool,
+    registry_target: str | None,
+) -> None:
+    """Write a version for other tools: as a plain PEFT directory (--to), or into an OCI image layout (--oci).
 
     LoRA and prefix adapters are PEFT directories as they are; a QA-LoRA adapter becomes the LoRA adapter that computes
-    the same on the same base.
+    the same on the same base. In a layout every kind is a ModelPack artifact, file by file as it was published:
+    `skopeo copy oci:LAYOUT:TAG docker://REGISTRY/...` or ORAS bring it to a container registry, and
+    `weft import oci:LAYOUT:TAG` back, with the same digest.
 
     \b
     Example:
       weft export acme/topics:v2 --to ./topics-peft
+      weft export acme/topics:v2 --oci ./layout
     """
+    if (directory is None) == (layout is None):
+        raise click.UsageError("say where to: --to DIRECTORY for a PEFT directory, or --oci LAYOUT")
+    if layout is not None:
+        _export_layout(reference, layout, oci_tag, registry_target, quiet, as_json)
+        return
+    assert directory is not None
+    if oci_tag is not None:
+        raise click.UsageError("--oci-tag is the tag in an OCI image layout: it goes with --oci")
+
     from weft_client.peft_export import export_peft
 
     with tempfile.TemporaryDirectory(prefix="weft-export-") as scratch:
@@ -61,10 +85,32 @@ def export(reference: str, directory: Path, as_json: bool, quiet: bool, registry
     _answer(version, directory, as_json)
 
 
+def _export_layout(
+    reference: str, layout: Path, tag: str | None, registry_target: str | None, quiet: bool, as_json: bool
+) -> None:
+    from weft_registry.exchange.oci_layout import check_writable, write_layout
+    from weft_registry.reference import LATEST
+
+    tag = tag or Reference.parse(reference).label or LATEST
+    check_writable(layout)
+    layout.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it: what is pulled becomes part of the layout by being renamed.
+    with tempfile.TemporaryDirectory(prefix=f".{layout.name}-", dir=layout.parent) as scratch:
+        artifact = Path(scratch) / "artifact"
+        version = fetch(reference, artifact, registry_target, quiet)
+        digest = write_layout(artifact, layout, tag)
+    if as_json:
+        echo_json({**version_json(version), "path": str(layout.resolve()), "tag": tag, "oci_digest": digest})
+        return
+    click.echo(f"{version.adapter}@{version.digest} is in {layout} as {tag} ({digest})")
+
+
 def fetch(reference: str, directory: Path, registry_target: str | None, quiet: bool) -> Version:
     """Pulls a version, with a progress bar. Raises what `weft_registry.transfer.pull` raises."""
+    from weft_registry.allocator import keep_freed_chunks
     from weft_registry.transfer import pull as receive
 
+    keep_freed_chunks()
     with opened(registry_target) as registry:
         version = registry.resolve(reference)
         with transfer_bar(f"pulling {version.adapter}", version.size_bytes, quiet) as progress:

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from weft_client.cli.options import FiniteRange
+from weft_client.cli import upkeep
+from weft_client.cli.access import access_options, taken
+from weft_client.cli.options import FiniteRange, storage_options
 from weft_registry.serve.options import RegistryServeOptions
 
 _DEFAULTS = RegistryServeOptions()
@@ -14,11 +16,12 @@ _DEFAULTS = RegistryServeOptions()
 
 @click.group()
 def registry() -> None:
-    """Serve the registry by itself, without a base model.
+    """Serve the registry by itself, without a base model; check it, back it up, restore it.
 
     \b
     Example:
       weft registry serve
+      weft registry backup /mnt/backup/registry
     """
 
 
@@ -47,17 +50,33 @@ def registry() -> None:
     metavar="SECONDS",
     help="How long running requests may go on when the server is stopped.",
 )
+@click.option(
+    "--upstream",
+    metavar="HOST:PORT",
+    help="Mirror this registry: bring what is asked for and not held, serve what is held while it is away. The token "
+    "for it is in WEFT_UPSTREAM_TOKEN, or from `weft login`.",
+)
+@storage_options
+@access_options
 def serve(**settings: Any) -> None:
     """Serve the registry under WEFT_HOME, until Ctrl-C: to Weft's own clients (`--registry HOST:PORT`), and to those of
-    the Hugging Face Hub, which read it over HTTP.
+    the Hugging Face Hub, which read and write over HTTP.
 
     Prints `http on HOST:PORT`, and `ready on HOST:PORT` once both ports answer.
 
     \b
     Example:
       weft registry serve
+      weft registry serve --database postgresql://weft@db/weft --blobs s3://adapters/weft
+      weft registry serve --upstream registry.example.org:50052
       HF_ENDPOINT=http://127.0.0.1:50080 hf download acme/topics --revision v1
     """
     from weft_registry.serve.serving import serve as run
 
-    run(RegistryServeOptions(**settings))
+    access = taken(settings)
+    run(RegistryServeOptions(access=access, **settings))
+
+
+registry.add_command(upkeep.check)
+registry.add_command(upkeep.backup)
+registry.add_command(upkeep.restore)

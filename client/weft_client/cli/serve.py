@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from weft_client.cli.access import access_options, taken
 from weft_client.cli.failure import needs_extra
 from weft_client.cli.options import FiniteRange
 from weft_client.cli.output import size
@@ -151,6 +153,15 @@ def _of_budget(default: int) -> str:
     help="An adapter to bring into memory before the server is ready. May be given again.",
 )
 @click.option(
+    "--require-signature",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=_DEFAULTS["require_signature"],
+    metavar="KEY",
+    help="A public key in PEM: only versions that it has signed (`weft sign`) are loaded. May be given again: one of "
+    "them is enough.",
+)
+@click.option(
     "--reload-interval",
     "reload_interval_s",
     type=FiniteRange(min=0),
@@ -192,6 +203,7 @@ def _of_budget(default: int) -> str:
     metavar="SECONDS",
     help="How long running requests may go on when the server is stopped.",
 )
+@access_options
 @needs_extra("serve")
 def serve(**settings: Any) -> None:
     """Serve a base model and its adapters over gRPC, until Ctrl-C.
@@ -205,7 +217,8 @@ def serve(**settings: Any) -> None:
       weft serve --base smol --port 0 --dtype float32 --adapter-memory 256MiB
       weft serve --base smol --engine vllm --vllm max_lora_rank=64
     """
-    options = ServeOptions(**settings)
+    access = taken(settings)
+    options = ServeOptions(access=access, **settings)
 
     from weft_adapters.primitives import keep_few_primitives
     from weft_adapters.threads import spin_briefly

@@ -9,12 +9,13 @@ from collections.abc import Generator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from weft_registry.api import RegistryApi
-from weft_registry.base import BaseStore
 from weft_registry.home import Home
 
 if TYPE_CHECKING:
     from weft_client.inference import InferenceClient
+    from weft_registry.admin_api import RegistryAdminApi
+    from weft_registry.api import RegistryApi
+    from weft_registry.base import BaseStore
 
 
 @contextmanager
@@ -24,6 +25,15 @@ def opened(target: str | None) -> Generator[RegistryApi]:
 
     with closing(open_registry(home(), target)) as registry:
         yield registry
+
+
+@contextmanager
+def administered(target: str | None) -> Generator[RegistryAdminApi]:
+    """The administration of the registry at HOST:PORT, or of the embedded one; closed at the end."""
+    from weft_registry.transfer import open_admin
+
+    with closing(open_admin(home(), target)) as admin:
+        yield admin
 
 
 @contextmanager
@@ -42,4 +52,6 @@ def home() -> Home:
 
 def bases() -> BaseStore:
     """The base models under WEFT_HOME."""
+    from weft_registry.base import BaseStore
+
     return BaseStore(home().bases)

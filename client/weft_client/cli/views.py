@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weft_client.cli.output import timestamp
-from weft_registry.api import AdapterSummary, Alias, VerifyReport, Version
+from weft_registry.api import AdapterSummary, Alias, AliasMove, VerifyReport, Version
+
+if TYPE_CHECKING:
+    from weft_registry.admin_api import ProtectedAlias
+
+_METRIC = ("name", "value", "dataset_sha256", "split")
 
 
 def version_json(version: Version) -> dict[str, Any]:
     """One version, without its manifest."""
-    manifest = version.manifest
+    # Not by `Manifest`, which checks every tensor again: a listing of thousands has no time for it.
+    manifest = json.loads(version.manifest_bytes)
     return {
         "reference": f"{version.adapter}@{version.digest}",
         "adapter": str(version.adapter),
         "digest": version.digest,
-        "kind": manifest.kind,
-        "base": manifest.base.id,
-        "base_weights_sha256": manifest.base.weights_sha256,
+        "kind": manifest["kind"],
+        "base": manifest["base"]["id"],
+        "base_weights_sha256": manifest["base"]["weights_sha256"],
         "tags": list(version.tags),
         "aliases": list(version.aliases),
         "size_bytes": version.size_bytes,
         "published_at": timestamp(version.published_at),
         "yanked": version.yanked,
         "yank_reason": version.yank_reason,
-        "metrics": [vars(metric) for metric in manifest.metrics],
+        "published_by": version.published_by,
+        "parent_digest": version.parent_digest,
+        "metrics": [{key: metric[key] for key in _METRIC} for metric in manifest["metrics"]],
     }
 
 
@@ -34,14 +42,14 @@ def version_with_manifest_json(version: Version) -> dict[str, Any]:
     return {**version_json(version), "manifest": json.loads(version.manifest_bytes)}
 
 
-def adapter_json(summary: AdapterSummary) -> dict[str, Any]:
-    """One adapter; `latest` is null when every version is yanked."""
+def adapter_json(summary: AdapterSummary, latest: Version | None) -> dict[str, Any]:
+    """One adapter and its latest version, which is null when every version is yanked."""
     return {
         "adapter": str(summary.adapter),
         "namespace": summary.adapter.namespace,
         "name": summary.adapter.name,
         "version_count": summary.version_count,
-        "latest": version_json(summary.latest) if summary.latest else None,
+        "latest": version_json(latest) if latest else None,
     }
 
 
@@ -53,6 +61,31 @@ def alias_json(alias: Alias) -> dict[str, Any]:
         "etag": alias.etag,
         "moved_at": timestamp(alias.moved_at),
         "previous_digest": alias.previous_digest,
+        "protected": alias.protected,
+    }
+
+
+def move_json(move: AliasMove) -> dict[str, Any]:
+    """One move of an alias; `digest` is empty where it was removed."""
+    return {
+        "sequence": move.sequence,
+        "adapter": str(move.adapter),
+        "alias": move.alias,
+        "digest": move.digest,
+        "previous_digest": move.previous_digest,
+        "etag": move.etag,
+        "moved_at": timestamp(move.moved_at),
+        "actor": move.actor,
+    }
+
+
+def protected_json(alias: ProtectedAlias) -> dict[str, Any]:
+    """Who may move an alias, besides administrators; `name` is empty for all adapters of the namespace."""
+    return {
+        "namespace": alias.namespace,
+        "name": alias.name,
+        "alias": alias.alias,
+        "token_names": list(alias.token_names),
     }
 
 

@@ -261,7 +261,8 @@ class RegistryServiceServicer(object):
     def WatchAliases(self, request, context):
         """Streams moves as they happen, oldest first, until the caller stops. The first answer comes at once and says where
         the stream stands; after a break, `after` goes on there without a gap.
-        INVALID_ARGUMENT: no such adapter name.
+        INVALID_ARGUMENT: no such adapter name. OUT_OF_RANGE: a sequence that this registry has not come to.
+        RESOURCE_EXHAUSTED: too many are watching.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -95,7 +95,8 @@ class RegistryServiceStub:
     WatchAliases: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchAliasesRequest, _registry_pb2.WatchAliasesResponse]
     """Streams moves as they happen, oldest first, until the caller stops. The first answer comes at once and says where
     the stream stands; after a break, `after` goes on there without a gap.
-    INVALID_ARGUMENT: no such adapter name.
+    INVALID_ARGUMENT: no such adapter name. OUT_OF_RANGE: a sequence that this registry has not come to.
+    RESOURCE_EXHAUSTED: too many are watching.
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]
     """Removes a version for ever: its tags, and the bytes that no other version has, at the next collection.
@@ -187,7 +188,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     WatchAliases: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchAliasesRequest, _registry_pb2.WatchAliasesResponse]  # type: ignore[assignment]
     """Streams moves as they happen, oldest first, until the caller stops. The first answer comes at once and says where
     the stream stands; after a break, `after` goes on there without a gap.
-    INVALID_ARGUMENT: no such adapter name.
+    INVALID_ARGUMENT: no such adapter name. OUT_OF_RANGE: a sequence that this registry has not come to.
+    RESOURCE_EXHAUSTED: too many are watching.
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]  # type: ignore[assignment]
     """Removes a version for ever: its tags, and the bytes that no other version has, at the next collection.
@@ -360,7 +362,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchAliasesResponse], _abc.AsyncIterator[_registry_pb2.WatchAliasesResponse]]:
         """Streams moves as they happen, oldest first, until the caller stops. The first answer comes at once and says where
         the stream stands; after a break, `after` goes on there without a gap.
-        INVALID_ARGUMENT: no such adapter name.
+        INVALID_ARGUMENT: no such adapter name. OUT_OF_RANGE: a sequence that this registry has not come to.
+        RESOURCE_EXHAUSTED: too many are watching.
         """
 
     @_abc_1.abstractmethod

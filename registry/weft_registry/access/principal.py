@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 from weft_registry.errors import ForbiddenError, NotFoundError, UnauthenticatedError
@@ -35,6 +36,19 @@ class Principal:
     scopes: frozenset[Scope]
     namespaces: frozenset[str]
     """Where the scopes hold; `{"*"}` is everywhere."""
+    expires_at: datetime | None = None
+    peer: str = field(default="", compare=False)
+    """Where the call comes from, for the audit log: an address, with the name of a client certificate."""
+    on_denied: Callable[[Principal, str, str, str], None] | None = field(default=None, compare=False, repr=False)
+    """Told of every check that fails: who, the scope, the namespace and the subject. Must return at once: a check may
+    happen inside of a transaction."""
+
+    @property
+    def readable(self) -> frozenset[str] | None:
+        """The namespaces that this identity may read; None is all of them."""
+        if Scope.READ not in self.scopes and Scope.ADMIN not in self.scopes:
+            return frozenset()
+        return None if self.everywhere else self.namespaces
 
     @property
     def everywhere(self) -> bool:
@@ -50,6 +64,7 @@ class Principal:
     def check_read(self, adapter: AdapterName) -> None:
         """Raises `NotFoundError`, as for an adapter that is not there: what one may not read does not exist."""
         if not self.may(Scope.READ, adapter.namespace):
+            self.denied(Scope.READ, adapter.namespace, str(adapter))
             raise NotFoundError(
                 f"no adapter {adapter}; `weft list` shows all{self._hint()}",
                 reason="ADAPTER_NOT_FOUND",
@@ -61,16 +76,22 @@ class Principal:
         there."""
         if self.may(scope, namespace):
             return
+        self.denied(scope, namespace)
         where = "the whole registry" if namespace == EVERY else f"namespace {namespace}"
-        if self == NOBODY or self.name == ANONYMOUS:
+        if self.name == ANONYMOUS:
             raise UnauthenticatedError(
-                f"{scope} in {where} needs a token: `weft login`, or WEFT_TOKEN", metadata={"scope": scope}
+                f"{scope} in {where} needs a token: `weft login`, or WEFT_TOKEN", metadata={"scope": scope.value}
             )
         raise ForbiddenError(
-            f"token {self.name!r} has no scope {scope!r} in {where}: ask an administrator for one that has "
+            f"token {self.name!r} has no scope {scope.value!r} in {where}: ask an administrator for one that has "
             "(`weft token create`)",
-            metadata={"scope": scope, "namespace": namespace},
+            metadata={"scope": scope.value, "namespace": namespace},
         )
+
+    def denied(self, scope: str, namespace: str, subject: str = "") -> None:
+        """Has it written down that this identity was refused something. Checks do so themselves."""
+        if self.on_denied is not None:
+            self.on_denied(self, scope, namespace, subject)
 
     def _hint(self) -> str:
         return "" if self.scopes else " that you may read; `weft login` names you"

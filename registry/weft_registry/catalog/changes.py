@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,15 @@ from weft_registry import digest as digests
 from weft_registry.api import Published
 from weft_registry.catalog import records
 from weft_registry.catalog import tables as t
+from weft_registry.catalog.aliases import find_tag, move_alias
 from weft_registry.errors import AlreadyExistsError, InvalidInputError, PreconditionError
 from weft_registry.manifest import Manifest
 from weft_registry.reference import LATEST, AdapterName
 
 _METRIC_NAME, _METRIC_SPLIT = 128, 64
 """Longer names than the columns hold are in the manifest only."""
+_BASE_ID = 255
+"""As much of a base's name as the column holds."""
 
 
 def insert_version(
@@ -32,9 +34,10 @@ def insert_version(
     request_id: str,
     content: str,
     actor: str,
+    follow: bool = True,
 ) -> Published:
     """A publish by `actor`: version, files, metrics, tags, aliases, and the answer to the request, whose digest is
-    `content`.
+    `content`. Without `follow`, "latest" moves only if it is nowhere.
 
     Raises `AlreadyExistsError` for a tag that names another version, `PreconditionError` for a yanked version,
     `InvalidInputError` for a request id that was used for something else.
@@ -55,6 +58,7 @@ def insert_version(
             "manifest": manifest_bytes,
             "kind": manifest.kind,
             "base_weights_sha256": manifest.base.weights_sha256,
+            "base_id": manifest.base.id[:_BASE_ID],
             "parent_digest": parent_of(manifest),
             "size_bytes": manifest.size_bytes,
             "published_at_us": now,
@@ -79,7 +83,8 @@ def insert_version(
         )
     for tag in dict.fromkeys(tags):
         _tag(connection, adapter, adapter_id, tag, version_id)
-    for alias in dict.fromkeys((LATEST, *aliases)):
+    follows = follow or records.alias(connection, adapter_id, LATEST) is None
+    for alias in dict.fromkeys((LATEST, *aliases) if follows else aliases):
         if find_tag(connection, adapter_id, alias) is not None:
             raise AlreadyExistsError(f"{adapter}:{alias} is a tag, which never moves: choose another alias")
         move_alias(connection, adapter_id, alias, version_id, actor)
@@ -109,13 +114,6 @@ def answered(connection: Connection, request_id: str, content: str) -> Published
     return Published(records.versions(connection, [row.version_id])[0], row.existing)
 
 
-def find_tag(connection: Connection, adapter_id: int, tag: str) -> int | None:
-    """The version id that a tag names."""
-    return connection.execute(
-        sa.select(t.tags.c.version_id).where(t.tags.c.adapter_id == adapter_id, t.tags.c.tag == tag)
-    ).scalar_one_or_none()
-
-
 def _tag(connection: Connection, adapter: AdapterName, adapter_id: int, tag: str, version_id: int) -> None:
     holder = find_tag(connection, adapter_id, tag)
     if holder == version_id:
@@ -130,35 +128,6 @@ def _tag(connection: Connection, adapter: AdapterName, adapter_id: int, tag: str
     if records.alias(connection, adapter_id, tag) is not None:
         raise AlreadyExistsError(f"{adapter}:{tag} is an alias, which moves: choose another tag", reason="TAG_EXISTS")
     connection.execute(t.tags.insert().values(adapter_id=adapter_id, tag=tag, version_id=version_id))
-
-
-def move_alias(connection: Connection, adapter_id: int, alias: str, version_id: int | None, actor: str) -> None:
-    """Points an alias at a version, or removes it (None), and writes down who moved it. No move to where it is."""
-    c = t.aliases.c
-    here = sa.and_(c.adapter_id == adapter_id, c.alias == alias)
-    previous = connection.execute(sa.select(c.version_id).where(here)).scalar_one_or_none()
-    if previous == version_id:
-        return
-    etag, now = uuid.uuid4().hex, records.now_us()
-    key = {"adapter_id": adapter_id, "alias": alias}
-    place = {"version_id": version_id, "previous_version_id": previous, "etag": etag, "moved_at_us": now}
-    if version_id is None:
-        connection.execute(t.aliases.delete().where(here))
-    elif previous is None:
-        connection.execute(t.aliases.insert().values(**key, **place))
-    else:
-        connection.execute(t.aliases.update().where(here).values(**place))
-    digests_of = records.digests_of(connection, (version_id, previous))
-    connection.execute(
-        t.alias_moves.insert().values(
-            **key,
-            digest=digests_of.get(version_id, ""),
-            previous_digest=digests_of.get(previous, ""),
-            etag=etag,
-            moved_at_us=now,
-            actor=actor,
-        )
-    )
 
 
 def parent_of(manifest: Manifest) -> str:

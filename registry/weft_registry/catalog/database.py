@@ -5,18 +5,19 @@ Core only: the ORM would double the time that `weft list` takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from weft_registry.catalog import upgrade
 from weft_registry.catalog.sqlite import SqliteBackend
 from weft_registry.errors import InvalidInputError, UnsupportedError
+from weft_registry.passwords import masked
 
 BUSY_TIMEOUT_S = 30.0
 
@@ -36,7 +37,7 @@ class Backend(Protocol):
         """A transaction that sees one moment, or, if it `writes`, beside which nobody else writes."""
         ...
 
-    def translated(self, error: DatabaseError) -> Exception:
+    def translated(self, error: DBAPIError) -> Exception:
         """What a caller should hear of `error`, or `error` itself where it is a bug of ours."""
         ...
 
@@ -52,10 +53,12 @@ class Catalog:
         the tables of a newer Weft and for what cannot be opened.
         """
         self._backend = _backend(database, busy_timeout_s)
+        self.on_commit: Callable[[], None] = _nothing
+        """Called after every write of this process, in the thread that wrote. Must return at once."""
         try:
             with self._backend.preparing():
                 self._prepare()
-        except DatabaseError as error:
+        except DBAPIError as error:
             raise self._backend.translated(error) from error
 
     @property
@@ -82,6 +85,7 @@ class Catalog:
         """
         with self._transaction(writes=True) as connection:
             yield connection
+        self.on_commit()
 
     def close(self) -> None:
         """Closes the connections."""
@@ -92,7 +96,7 @@ class Catalog:
         try:
             with self._backend.transaction(writes=writes) as connection:
                 yield connection
-        except DatabaseError as error:
+        except DBAPIError as error:
             raise self._backend.translated(error) from error
 
     def _prepare(self) -> None:
@@ -103,6 +107,10 @@ class Catalog:
                 upgrade.upgrade(connection, self.where)
 
 
+def _nothing() -> None:
+    pass
+
+
 def _backend(database: Path | str, busy_timeout_s: float) -> Backend:
     if isinstance(database, Path):
         return SqliteBackend(database, busy_timeout_s)
@@ -110,7 +118,7 @@ def _backend(database: Path | str, busy_timeout_s: float) -> Backend:
         url = sa.make_url(database)
     except ArgumentError:
         raise InvalidInputError(
-            f"database: {database[:60]!r} is no URL: say sqlite:////path/catalog.db or postgresql://user@host/name"
+            f"database: {masked(database)} is no URL: say sqlite:////path/catalog.db or postgresql://user@host/name"
         ) from None
     if url.get_backend_name() == "sqlite":
         if not url.database or url.database == ":memory:":

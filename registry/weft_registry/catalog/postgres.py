@@ -8,19 +8,24 @@ pipelines, so that lock is not what limits it. Readers see one moment (REPEATABL
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from weft_registry.errors import CorruptionError, ExhaustedError, PreconditionError, UnavailableError
+from weft_registry.catalog.postgres_errors import translated, waited_for
+from weft_registry.errors import UnavailableError
 
 _WRITERS = 0x77656674  # "weft"
 _PREPARERS = _WRITERS + 1
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
+_CONNECTIONS = 16
+"""Of one process. One of them writes, at most; a read takes milliseconds."""
 
 
 class PostgresBackend:
@@ -28,14 +33,14 @@ class PostgresBackend:
 
     def __init__(self, url: sa.URL, busy_timeout_s: float) -> None:
         self._timeout_s = busy_timeout_s
-        self.where = url.render_as_string(hide_password=True)
+        self.where = url.set(query={}).render_as_string(hide_password=True)
         milliseconds = max(1, round(1e3 * busy_timeout_s))
         self.engine = sa.create_engine(
             url.set(drivername="postgresql+psycopg"),
             # A connection that the server closed meanwhile is replaced before it is used.
             pool_pre_ping=True,
-            pool_size=8,
-            max_overflow=24,
+            pool_size=4,
+            max_overflow=_CONNECTIONS - 4,
             pool_timeout=busy_timeout_s,
             connect_args={
                 "connect_timeout": max(2, round(busy_timeout_s)),
@@ -46,6 +51,9 @@ class PostgresBackend:
         self._readers: Engine = self.engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
+        # Who waits for the advisory lock holds a connection: the writers of one process wait here instead, so that they
+        # never take all of them and readers go on.
+        self._turn = threading.Lock()
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -57,43 +65,22 @@ class PostgresBackend:
     @contextmanager
     def transaction(self, *, writes: bool) -> Iterator[Connection]:
         """See `Backend.transaction`."""
-        with self._connected(self.engine if writes else self._readers) as connection, connection.begin():
-            if writes:
+        if not writes:
+            with self._connected(self._readers) as connection, connection.begin():
+                yield connection
+            return
+        if not self._turn.acquire(timeout=self._timeout_s):
+            raise self._busy("others of this process write to it")
+        try:
+            with self._connected(self.engine) as connection, connection.begin():
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITERS)))
-            yield connection
+                yield connection
+        finally:
+            self._turn.release()
 
-    def translated(self, error: DatabaseError) -> Exception:
+    def translated(self, error: DBAPIError) -> Exception:
         """See `Backend.translated`."""
-        said = " ".join(str(error.orig).split())
-        state = getattr(error.orig, "sqlstate", None) or ""
-        if state == "55P03":  # lock_not_available
-            return UnavailableError(
-                f"the catalog {self.where} cannot be used now ({said}): others write to it; try again",
-                reason="CATALOG_BUSY",
-                retry_after_s=1.0,
-            )
-        if state.startswith("53"):  # insufficient_resources: disk full, out of memory, too many connections
-            return ExhaustedError(f"the catalog {self.where} has run out of something ({said})", reason="CATALOG_FULL")
-        if state.startswith("XX"):  # internal_error: data_corrupted, index_corrupted
-            return CorruptionError(f"the catalog {self.where} is damaged ({said})", reason="CATALOG_DAMAGED")
-        if state in ("42501", "25006"):  # insufficient_privilege, read_only_sql_transaction
-            return PreconditionError(
-                f"the catalog {self.where} cannot be written to ({said}): check the role's rights",
-                reason="CATALOG_NOT_WRITABLE",
-            )
-        if state in ("28P01", "28000", "3D000") or "authentication failed" in said or "does not exist" in said:
-            return PreconditionError(
-                f"the catalog {self.where} cannot be opened ({said}): check the role, its password and the database",
-                reason="CATALOG_NOT_OPEN",
-            )
-        if isinstance(error, OperationalError | InterfaceError):
-            return UnavailableError(
-                f"no answer from the catalog {self.where} ({said}): is PostgreSQL running? Nothing half done is kept; "
-                "try again",
-                reason="CATALOG_UNREACHABLE",
-                retry_after_s=2.0,
-            )
-        return error
+        return translated(error, self.where)
 
     @contextmanager
     def _connected(self, engine: Engine) -> Iterator[Connection]:
@@ -103,11 +90,19 @@ class PostgresBackend:
             try:
                 connection = engine.connect()
                 break
-            except OperationalError as error:
-                late = time.monotonic() + wait_s > deadline
-                if late or not isinstance(self.translated(error), UnavailableError):
+            except PoolTimeoutError:
+                raise self._busy(f"all {_CONNECTIONS} connections of this process are in use") from None
+            except (OperationalError, InterfaceError) as error:
+                if time.monotonic() + wait_s > deadline or not waited_for(error):
                     raise
                 time.sleep(wait_s * random.uniform(0.5, 1.0))
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         with connection:
             yield connection
+
+    def _busy(self, why: str) -> UnavailableError:
+        return UnavailableError(
+            f"the catalog {self.where} cannot be used now: {why}; try again",
+            reason="CATALOG_BUSY",
+            retry_after_s=1.0,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from weft_registry.api import AdapterSummary, Alias, Version
+from weft_registry.api import Alias, Version
 from weft_registry.catalog import tables as t
 from weft_registry.errors import NotFoundError, PreconditionError
 from weft_registry.names import nearest
@@ -32,6 +32,11 @@ def from_us(time_us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=time_us)
 
 
+def to_us(time: datetime) -> int:
+    """A time (with its zone) as it is stored."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
 def find_adapter(connection: Connection, adapter: AdapterName) -> int | None:
     """The adapter's row id, if it is there."""
     a = t.adapters.c
@@ -40,11 +45,16 @@ def find_adapter(connection: Connection, adapter: AdapterName) -> int | None:
     ).scalar_one_or_none()
 
 
-def adapter_id(connection: Connection, adapter: AdapterName) -> int:
-    """The adapter's row id. Raises `NotFoundError` with the nearest names."""
+def adapter_id(connection: Connection, adapter: AdapterName, readable: Collection[str] | None = ()) -> int:
+    """The adapter's row id. Raises `NotFoundError` with the nearest names, of its own namespace and of those that are
+    `readable` (None: of all)."""
     found = find_adapter(connection, adapter)
     if found is None:
-        rows = connection.execute(sa.select(t.adapters.c.namespace, t.adapters.c.name))
+        a = t.adapters.c
+        statement = sa.select(a.namespace, a.name)
+        if readable is not None:
+            statement = statement.where(a.namespace.in_({adapter.namespace, *readable}))
+        rows = connection.execute(statement)
         near = nearest(str(adapter), (f"{row.namespace}/{row.name}" for row in rows))
         raise NotFoundError(
             f"no adapter {adapter}{_hint(near)}; `weft list` shows all",
@@ -80,13 +90,13 @@ def find_prefix(connection: Connection, adapter: int, prefix: str) -> int | None
     return found[0] if len(found) == 1 else None
 
 
-def resolve(connection: Connection, reference: Reference) -> Version:
-    """The version that a reference names now.
+def resolve(connection: Connection, reference: Reference, readable: Collection[str] | None = ()) -> Version:
+    """The version that a reference names now. `readable`: see `adapter_id`.
 
     Raises `NotFoundError` (with the nearest names) for what is not there or was yanked, and `PreconditionError` where
     a label and a digest are both given and do not agree.
     """
-    adapter = adapter_id(connection, reference.adapter)
+    adapter = adapter_id(connection, reference.adapter, readable)
     version_id: int | None
     if reference.digest is not None:
         version_id = find_digest(connection, adapter, reference.digest)
@@ -136,12 +146,26 @@ def versions(connection: Connection, ids: Sequence[int]) -> list[Version]:
     return [_version(rows[i], tags[i], aliases[i]) for i in ids]
 
 
-def page_adapters(connection: Connection, namespace: str, after: str, limit: int | None) -> list[AdapterSummary]:
-    """At most `limit` adapters (None: all) in name order, those after the name `after` ("namespace/name" or empty)."""
+@dataclass(frozen=True)
+class LatestOf:
+    """An adapter, and all that is known of its latest version. `AdapterSummary` is the same without manifests."""
+
+    adapter: AdapterName
+    version_count: int
+    latest: Version | None
+
+
+def page_adapters(
+    connection: Connection, namespace: str, after: str, limit: int | None, readable: Collection[str] | None = None
+) -> list[LatestOf]:
+    """At most `limit` adapters (None: all) in name order, those after the name `after` ("namespace/name" or empty), in
+    the `readable` namespaces (None: in all)."""
     a, v = t.adapters.c, t.versions.c
     statement = sa.select(a.id, a.namespace, a.name).order_by(a.namespace, a.name).limit(limit)
     if namespace:
         statement = statement.where(a.namespace == namespace)
+    if readable is not None:
+        statement = statement.where(a.namespace.in_(sorted(readable)))
     if after:
         last = AdapterName.parse(after)
         statement = statement.where(
@@ -163,9 +187,7 @@ def page_adapters(connection: Connection, namespace: str, after: str, limit: int
         )
         latest.update({row[0]: row[1] for row in connection.execute(statement)})
     newest = dict(zip(latest, versions(connection, list(latest.values())), strict=True))
-    return [
-        AdapterSummary(AdapterName(row.namespace, row.name), counts.get(row.id, 0), newest.get(row.id)) for row in found
-    ]
+    return [LatestOf(AdapterName(row.namespace, row.name), counts.get(row.id, 0), newest.get(row.id)) for row in found]
 
 
 @dataclass(frozen=True)
@@ -177,14 +199,21 @@ class VersionRow:
 
 
 def page_versions(
-    connection: Connection, adapter: AdapterName, include_yanked: bool, before: int, limit: int
+    connection: Connection,
+    adapter: AdapterName,
+    include_yanked: bool,
+    before: int,
+    limit: int,
+    readable: Collection[str] | None = (),
 ) -> tuple[list[VersionRow], bool]:
-    """At most `limit` versions, newest first, those published before row `before` (0: from the newest on).
+    """At most `limit` versions, newest first, those published before row `before` (0: from the newest on). `readable`:
+    see `adapter_id`.
 
     The second value says whether there are more. Raises `NotFoundError`.
     """
     v = t.versions.c
-    statement = sa.select(v.id).where(v.adapter_id == adapter_id(connection, adapter)).order_by(v.id.desc())
+    adapter_row = adapter_id(connection, adapter, readable)
+    statement = sa.select(v.id).where(v.adapter_id == adapter_row).order_by(v.id.desc())
     if not include_yanked:
         statement = statement.where(v.yanked.is_(False))
     if before:

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DBAPIError
 
 from weft_registry.errors import CorruptionError, ExhaustedError, PreconditionError, UnavailableError
 
@@ -56,7 +56,7 @@ class SqliteBackend:
         with self.engine.connect().execution_options(**{_WRITES: writes}) as connection, connection.begin():
             yield connection
 
-    def translated(self, error: DatabaseError) -> Exception:
+    def translated(self, error: DBAPIError) -> Exception:
         """See `Backend.translated`."""
         return self._said(str(error.orig)) or error
 

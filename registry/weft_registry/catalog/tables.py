@@ -55,6 +55,8 @@ versions = Table(
     Column("manifest", LargeBinary, nullable=False),
     Column("kind", String(64), nullable=False),
     Column("base_weights_sha256", String(71), nullable=False),
+    # The base model's name, cut where it is longer than this; the manifest has all of it.
+    Column("base_id", String(255), nullable=False, server_default=""),
     # The version that it was trained on from, by the manifest; empty for none.
     Column("parent_digest", String(71), nullable=False, server_default="", index=True),
     Column("size_bytes", BigInteger, nullable=False),
@@ -63,6 +65,21 @@ versions = Table(
     Column("yanked", Boolean, nullable=False, default=False),
     Column("yank_reason", Text, nullable=False, default=""),
     UniqueConstraint("adapter_id", "digest"),
+    # What listings and searches ask of versions, without their manifests: SQLite would read through every manifest to
+    # reach what is stored behind it.
+    Index(
+        "versions_listed",
+        "adapter_id",
+        "yanked",
+        "digest",
+        "kind",
+        "base_weights_sha256",
+        "base_id",
+        "parent_digest",
+        "size_bytes",
+        "published_at_us",
+        "published_by",
+    ),
     sqlite_autoincrement=True,
 )
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from weft_registry.catalog.revisions import HEAD as HEAD
 from weft_registry.errors import PreconditionError
 
-HEAD = "0002"
-"""The newest revision in `migrations/versions`."""
 _KNOWN = ("0001", HEAD)
 _REVISIONS = sa.table("alembic_version", sa.column("version_num"))
 

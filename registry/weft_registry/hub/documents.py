@@ -1,16 +1,18 @@
-"""The Hub's JSON documents about one adapter, made from its versions. Reads no files and no catalog."""
+"""The Hub's JSON documents about one adapter, made from its versions and workspaces. Reads no files and no catalog."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from weft_registry import artifact
 from weft_registry.api import Version
-from weft_registry.hub.revisions import MAIN, commit_id
+from weft_registry.hub.branch_state import MAIN
+from weft_registry.hub.revisions import Found, commit_id
+from weft_registry.hub.workspaces import Workspace
 from weft_registry.kinds import KIND_SCHEMAS
 from weft_registry.kinds.schema import PeftSchema
 from weft_registry.reference import LATEST
@@ -18,7 +20,7 @@ from weft_registry.reference import LATEST
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a version, the manifest included."""
+    """One file of a version, the manifest included, or of a workspace."""
 
     path: str
     size: int
@@ -30,15 +32,24 @@ class HubFile:
         return self.digest.removeprefix("sha256:")
 
 
-def files_of(version: Version) -> list[HubFile]:
-    """The files of a version, by name."""
+def commit_of(found: Found) -> str:
+    """The commit id of a version or of a workspace."""
+    return found.head if isinstance(found, Workspace) else commit_id(found.digest)
+
+
+def files_of(version: Found) -> list[HubFile]:
+    """The files of a version or a workspace, by name."""
+    if isinstance(version, Workspace):
+        return [HubFile(file.path, file.size_bytes, file.sha256) for file in version.files]
     manifest = HubFile(artifact.MANIFEST, len(version.manifest_bytes), version.digest)
     listed = [HubFile(file.path, file.size, file.sha256) for file in version.manifest.files]
     return sorted([*listed, manifest], key=lambda file: file.path)
 
 
-def model_info(version: Version, *, blobs: bool = False) -> dict[str, Any]:
-    """ModelInfo of an adapter at one version. `blobs` adds sizes and digests to the files."""
+def model_info(version: Found, *, blobs: bool = False) -> dict[str, Any]:
+    """ModelInfo of an adapter at one version or workspace. `blobs` adds sizes and digests to the files."""
+    if isinstance(version, Workspace):
+        return _unpublished(version, blobs)
     manifest = version.manifest
     card: dict[str, Any] = {"base_model": manifest.base.id, "tags": tags_of(version)}
     if manifest.license:
@@ -65,6 +76,26 @@ def model_info(version: Version, *, blobs: bool = False) -> dict[str, Any]:
     return info
 
 
+def _unpublished(workspace: Workspace, blobs: bool) -> dict[str, Any]:
+    """What nobody has validated says nothing about itself but its files."""
+    return {
+        "id": str(workspace.adapter),
+        "modelId": str(workspace.adapter),
+        "author": workspace.adapter.namespace,
+        "sha": workspace.head,
+        "lastModified": _time(workspace.updated_at),
+        "createdAt": _time(workspace.updated_at),
+        "private": False,
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": ["weft"],
+        "usedStorage": sum(file.size_bytes for file in workspace.files),
+        "siblings": [_sibling(file, blobs) for file in files_of(workspace)],
+    }
+
+
 def tags_of(version: Version) -> list[str]:
     """What a listing can be filtered by: library, kind, base model, licence."""
     manifest = version.manifest
@@ -77,8 +108,8 @@ def tags_of(version: Version) -> list[str]:
     return tags
 
 
-def tree(version: Version) -> list[dict[str, Any]]:
-    """The files of a version. An artifact is one flat directory: there are no folders."""
+def tree(version: Found) -> list[dict[str, Any]]:
+    """The files of a version or a workspace. An artifact is one flat directory: there are no folders."""
     return [
         {
             "type": "file",
@@ -91,8 +122,9 @@ def tree(version: Version) -> list[dict[str, Any]]:
     ]
 
 
-def refs(versions: Sequence[Version]) -> dict[str, Any]:
-    """Aliases as branches, tags as tags. `main` is `latest`, unless a tag or an alias of that name is there."""
+def refs(versions: Sequence[Version], heads: Mapping[str, str]) -> dict[str, Any]:
+    """Aliases as branches, tags as tags. `main` is `latest`, unless a tag or an alias of that name is there. `heads`:
+    the commit ids of the workspaces, which are branches where no version has their name."""
     branches, tags, names = [], [], set()
     for version in versions:
         commit = commit_id(version.digest)
@@ -102,11 +134,20 @@ def refs(versions: Sequence[Version]) -> dict[str, Any]:
     if MAIN not in names:
         latest = [branch for branch in branches if branch["name"] == LATEST]
         branches += [{**branch, "name": MAIN, "ref": f"refs/heads/{MAIN}"} for branch in latest]
+    names |= {branch["name"] for branch in branches}
+    branches += [
+        {"name": name, "ref": f"refs/heads/{name}", "targetCommit": head}
+        for name, head in heads.items()
+        if name not in names
+    ]
     return {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}
 
 
-def commit(version: Version) -> dict[str, Any]:
-    """One version, as an entry of the history."""
+def commit(version: Found) -> dict[str, Any]:
+    """One version or workspace, as an entry of the history."""
+    if isinstance(version, Workspace):
+        title = f"{version.branch}: not published"
+        return {"id": version.head, "title": title, "message": "", "date": _time(version.updated_at), "authors": []}
     title = ", ".join((*version.tags, *version.aliases)) or version.digest
     return {
         "id": commit_id(version.digest),

@@ -11,6 +11,8 @@ from weft_registry.api import Version
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_registry.hub import documents
+from weft_registry.hub.revisions import Found
+from weft_registry.hub.workspaces import Workspace
 from weft_registry.reference import AdapterName, check_name
 
 DEFAULT_PAGE = 100
@@ -60,10 +62,11 @@ def models(registry: EmbeddedRegistry, query: Query) -> Document:
             return found, ""
 
 
-def commits(registry: EmbeddedRegistry, version: Version, query: Query) -> Document:
-    """The history up to a version, newest first. A yanked version, asked for by commit id, has only itself."""
+def commits(registry: EmbeddedRegistry, version: Found, query: Query) -> Document:
+    """The history up to a version, newest first. A workspace has only itself, and so has a yanked version, which is
+    asked for by commit id."""
     before = _whole(_one(query, "cursor"), 0, "cursor")
-    if version.yanked:
+    if isinstance(version, Workspace) or version.yanked:
         return [documents.commit(version)], ""
     found: list[dict[str, Any]] = []
     begun = before > 0
@@ -88,14 +91,15 @@ def refs(registry: EmbeddedRegistry, adapter: AdapterName) -> dict[str, Any]:
         rows, more = registry.page_versions(adapter, False, before, _READ)
         versions += [row.version for row in rows if row.version.tags or row.version.aliases]
         before = rows[-1].id if rows else before
-    return documents.refs(versions)
+    return documents.refs(versions, registry.workspaces.heads(adapter))
 
 
-def tree(version: Version, path: str) -> list[dict[str, Any]]:
+def tree(version: Found, path: str) -> list[dict[str, Any]]:
     """The files under `path`. Raises `NotFoundError`: there is no folder but the root."""
     if path:
         raise NotFoundError(
-            f"{version.adapter}@{version.digest} has no folder {path[:150]!r}: an artifact is one flat directory",
+            f"{version.adapter}, commit {documents.commit_of(version)}, has no folder {path[:150]!r}: an artifact is "
+            "one flat directory",
             reason="FILE_NOT_FOUND",
         )
     return documents.tree(version)

@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+import ssl
 import threading
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from weft_registry.access.authenticator import Authenticator
+from weft_registry.access.tls import TlsFiles
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnavailableError
 from weft_registry.hub.app import HubApp
+from weft_registry.hub.bodies import BodyLimits
+from weft_registry.hub.commits import CommitLimits
+from weft_registry.serve.staleness import marking_stale
 
 MAX_HEADER_BYTES = 16 << 10
 MAX_CONNECTIONS = 256
@@ -39,8 +45,13 @@ class HubPort:
         grace_s: float = 5.0,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        authenticator: Authenticator | None = None,
+        tls: TlsFiles | None = None,
+        body_limits: BodyLimits | None = None,
+        commit_limits: CommitLimits | None = None,
     ) -> None:
-        """Listens at once; 0 picks a free port. Raises `UnavailableError` for a port that is taken."""
+        """Listens at once; 0 picks a free port. Without an `authenticator` nobody is asked who they are, and everybody
+        may do what this process may. Raises `UnavailableError` for a port that is taken."""
         try:
             self._socket = _listening(host, port)
         except OSError as error:
@@ -57,7 +68,8 @@ class HubPort:
 
         # uvicorn makes one for each connection and passes nothing of ours on.
         Protocol.request_timeout_s, Protocol.stall_timeout_s = request_timeout_s, stall_timeout_s
-        self._registry, self._protocol, self._grace_s = registry, Protocol, grace_s
+        self._protocol, self._grace_s, self._tls = Protocol, grace_s, tls
+        self._app = marking_stale(HubApp(registry, self.address, authenticator, body_limits, commit_limits))
         self._server: uvicorn.Server | None = None
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weft-hub", daemon=True)
@@ -81,8 +93,9 @@ class HubPort:
 
     async def _serve(self) -> None:
         config = uvicorn.Config(
-            HubApp(self._registry, self.address),
+            self._app,
             http=self._protocol,
+            **_tls_options(self._tls),
             loop="asyncio",
             ws="none",
             lifespan="off",
@@ -115,8 +128,9 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Whatever the socket does not take at once counts as waiting: memory stays at one chunk a connection.
-        transport.set_write_buffer_limits(high=0)
+        # Whatever the socket does not take at once counts as waiting: memory stays at one chunk a connection. Not 0:
+        # asyncio's TLS takes an empty buffer for a full one then, and the answer stands still.
+        transport.set_write_buffer_limits(high=1)
         self._await_request()
 
     def data_received(self, data: bytes) -> None:
@@ -148,6 +162,15 @@ class _Protocol(H11Protocol):
             self._arriving = None
         elif self._arriving is None and not self.transport.is_closing():
             self._arriving = self.loop.call_later(self.request_timeout_s, self.transport.abort)
+
+
+def _tls_options(tls: TlsFiles | None) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    options: dict[str, Any] = {"ssl_certfile": tls.cert, "ssl_keyfile": tls.key}
+    if tls.client_ca is not None:
+        options |= {"ssl_ca_certs": str(tls.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return options
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

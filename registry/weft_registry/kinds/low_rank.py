@@ -66,7 +66,7 @@ def read_low_rank(reader: BlockReader) -> LowRankParams:
     for field in ("rank_pattern", "alpha_pattern"):
         for module in getattr(params, field):
             if module not in targets:
-                raise InvalidInputError(f"adapter.{field}[{module!r}]: not one of target_modules")
+                raise InvalidInputError(f"adapter.{field}[{module[:200]!r}]: not one of target_modules")
     for module, rank in params.rank_pattern.items():
         if type(rank) is not int or not 1 <= rank <= MAX_RANK:
             raise InvalidInputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from weft_registry.access.options import AccessOptions
 from weft_registry.home import Home
 
 
@@ -18,4 +19,13 @@ class RegistryServeOptions:
     """Of the Hugging Face Hub face; 0 picks a free one."""
     grace_s: float = 10.0
     """How long a stopping server lets running transfers go on."""
+    database: str | None = field(default=None, repr=False)
+    """Where the catalog is, a URL as in `weft_registry.storage.Storage`; None is what WEFT_REGISTRY_DATABASE says, or a
+    file in `home`. May hold a password."""
+    blobs: str | None = None
+    """Where the blobs are, a URL likewise; None is what WEFT_REGISTRY_BLOBS says, or a directory in `home`."""
+    upstream: str | None = None
+    """Another registry, HOST:PORT or grpcs://HOST:PORT, that this one mirrors; None mirrors none."""
+    access: AccessOptions = field(default_factory=AccessOptions)
+    """Who may do what, and whether it is encrypted."""
     home: Home = field(default_factory=Home.from_environment)

@@ -6,44 +6,53 @@ Raises `WeftError`s; `weft_registry.status.ErrorInterceptor`, which the server m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, TypeVar
-
-from google.protobuf.message import Message
+from collections.abc import AsyncIterator
+from typing import Any
 
 from weft.v1 import registry_pb2 as pb
-from weft.v1 import registry_pb2_grpc
 from weft_registry import digest as digests
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError, OffsetError
-from weft_registry.messages import MAX_CHUNK_BYTES, alias_message, summary_message, version_message
+from weft_registry.messages import (
+    MAX_CHUNK_BYTES,
+    identity_message,
+    query_from,
+    signature_message,
+    summary_message,
+    version_message,
+)
 from weft_registry.reference import AdapterName
+from weft_registry.serve.alias_calls import AliasCalls
+from weft_registry.serve.authentication import as_caller
+from weft_registry.serve.paging import adapter_token, fitting, page_size, row_token
 
 MAX_DIGESTS = 1000
-MAX_PAGE = 1000
-DEFAULT_PAGE = 100
-_PAGE_BYTES = 4 << 20
-"""A page ends early when its manifests grow beyond this, so that no answer outgrows what a client receives."""
-
-MessageT = TypeVar("MessageT", bound=Message)
 
 
-class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+class RegistryServicer(AliasCalls):
     """Owns nothing: the registry is closed by whoever opened it. Statuses of each call: see registry.proto."""
 
     def __init__(self, registry: EmbeddedRegistry) -> None:
-        self._registry = registry
+        super().__init__()
+        self._opened = registry
+
+    @property
+    def _registry(self) -> EmbeddedRegistry:
+        """The registry, as whoever makes the call may use it."""
+        return as_caller(self._opened)
 
     async def FindMissingBlobs(self, request: pb.FindMissingBlobsRequest, context: Any) -> pb.FindMissingBlobsResponse:
         """See registry.proto."""
         if len(request.digests) > MAX_DIGESTS:
             raise InvalidInputError(f"digests: {len(request.digests)} of them; at most {MAX_DIGESTS} in one call")
-        missing = await asyncio.to_thread(self._registry.find_missing, list(request.digests))
+        missing = await asyncio.to_thread(self._registry.find_missing, list(request.digests), _adapter(request.adapter))
         return pb.FindMissingBlobsResponse(missing_digests=missing)
 
     async def StartUpload(self, request: pb.StartUploadRequest, context: Any) -> pb.StartUploadResponse:
         """See registry.proto."""
-        state = await asyncio.to_thread(self._registry.blobs.start_upload, request.digest, request.size_bytes)
+        state = await asyncio.to_thread(
+            self._registry.start_upload, request.digest, request.size_bytes, _adapter(request.adapter)
+        )
         return pb.StartUploadResponse(
             upload_id=state.upload_id, committed_size_bytes=state.committed_bytes, complete=state.complete
         )
@@ -65,17 +74,17 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 raise InvalidInputError(f"chunk: {len(request.chunk)} bytes; at most {MAX_CHUNK_BYTES}")
             if request.chunk or not request.finish:
                 state = await asyncio.to_thread(
-                    self._registry.blobs.write_upload, upload_id, request.offset_bytes, request.chunk
+                    self._registry.write_upload, upload_id, request.offset_bytes, request.chunk
                 )
             if request.finish:
-                state = await asyncio.to_thread(self._registry.blobs.finish_upload, upload_id)
+                state = await asyncio.to_thread(self._registry.finish_upload, upload_id)
         if state is None:
             raise InvalidInputError("upload_id: missing: the call sent no message")
         return pb.WriteUploadResponse(committed_size_bytes=state.committed_bytes, complete=state.complete)
 
     async def QueryUpload(self, request: pb.QueryUploadRequest, context: Any) -> pb.QueryUploadResponse:
         """See registry.proto."""
-        state = await asyncio.to_thread(self._registry.blobs.query_upload, request.upload_id)
+        state = await asyncio.to_thread(self._registry.query_upload, request.upload_id)
         return pb.QueryUploadResponse(committed_size_bytes=state.committed_bytes, size_bytes=state.size_bytes)
 
     async def Publish(self, request: pb.PublishRequest, context: Any) -> pb.PublishResponse:
@@ -97,11 +106,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Any) -> pb.ListAdaptersResponse:
         """See registry.proto. The page token is the name of the last adapter."""
-        size = _page_size(request.page_size)
+        size = page_size(request.page_size)
         found = await asyncio.to_thread(
-            self._registry.page_adapters, request.namespace, _adapter_token(request.page_token), size + 1
+            self._registry.page_summaries, request.namespace, adapter_token(request.page_token), size + 1
         )
-        page = _fitting([summary_message(summary) for summary in found[:size]])
+        page = fitting([summary_message(summary) for summary in found[:size]])
         more = len(found) > len(page)
         return pb.ListAdaptersResponse(
             adapters=page, next_page_token=f"{page[-1].namespace}/{page[-1].name}" if more else ""
@@ -113,10 +122,10 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             self._registry.page_versions,
             AdapterName.parse(request.adapter),
             request.include_yanked,
-            _version_token(request.page_token),
-            _page_size(request.page_size),
+            row_token(request.page_token),
+            page_size(request.page_size),
         )
-        page = _fitting([version_message(row.version) for row in rows])
+        page = fitting([version_message(row.version) for row in rows])
         more = more or len(page) < len(rows)
         return pb.ListVersionsResponse(versions=page, next_page_token=str(rows[len(page) - 1].id) if more else "")
 
@@ -130,21 +139,43 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             yield pb.ReadBlobResponse(chunk=chunk)
 
-    async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
-        """See registry.proto."""
-        alias = await asyncio.to_thread(
-            self._registry.set_alias,
-            AdapterName.parse(request.adapter),
-            request.alias,
-            request.target,
-            request.expected_etag,
-        )
-        return pb.SetAliasResponse(alias=alias_message(alias))
-
     async def Yank(self, request: pb.YankRequest, context: Any) -> pb.YankResponse:
         """See registry.proto."""
         version = await asyncio.to_thread(self._registry.yank, request.reference, request.reason)
         return pb.YankResponse(version=version_message(version))
+
+    async def WhoAmI(self, request: pb.WhoAmIRequest, context: Any) -> pb.WhoAmIResponse:
+        """See registry.proto."""
+        return identity_message(self._registry.who_am_i())
+
+    async def PutSignature(self, request: pb.PutSignatureRequest, context: Any) -> pb.PutSignatureResponse:
+        """See registry.proto."""
+        kept = await asyncio.to_thread(
+            self._registry.put_signature, request.reference, request.key_digest, request.bundle
+        )
+        return pb.PutSignatureResponse(signature=signature_message(kept))
+
+    async def ListSignatures(self, request: pb.ListSignaturesRequest, context: Any) -> pb.ListSignaturesResponse:
+        """See registry.proto."""
+        found = await asyncio.to_thread(self._registry.list_signatures, request.reference)
+        return pb.ListSignaturesResponse(signatures=[signature_message(signature) for signature in found])
+
+    async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Any) -> pb.DeleteVersionResponse:
+        """See registry.proto."""
+        deleted = await asyncio.to_thread(self._registry.delete_version, request.reference)
+        return pb.DeleteVersionResponse(version_digest=deleted.digest, freed_bytes=deleted.freed_bytes)
+
+    async def SearchVersions(self, request: pb.SearchVersionsRequest, context: Any) -> pb.SearchVersionsResponse:
+        """See registry.proto."""
+        found, more = await asyncio.to_thread(
+            self._registry.page_search,
+            query_from(request),
+            request.page_token,
+            page_size(request.page_size),
+        )
+        page = fitting([version_message(each.version) for each in found])
+        more = more or len(page) < len(found)
+        return pb.SearchVersionsResponse(versions=page, next_page_token=found[len(page) - 1].token if more else "")
 
     async def VerifyVersion(self, request: pb.VerifyVersionRequest, context: Any) -> pb.VerifyVersionResponse:
         """See registry.proto."""
@@ -157,34 +188,5 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         )
 
 
-def _page_size(asked: int) -> int:
-    if asked < 0 or asked > MAX_PAGE:
-        raise InvalidInputError(f"page_size: {asked}; from 0 (which means {DEFAULT_PAGE}) to {MAX_PAGE}")
-    return asked or DEFAULT_PAGE
-
-
-def _adapter_token(token: str) -> str:
-    if token:
-        try:
-            AdapterName.parse(token)
-        except InvalidInputError as error:
-            raise InvalidInputError(f"page_token: {token[:80]!r} is not one that this registry gave") from error
-    return token
-
-
-def _version_token(token: str) -> int:
-    if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
-        raise InvalidInputError(f"page_token: {token[:80]!r} is not one that this registry gave")
-    return int(token or 0)
-
-
-def _fitting(messages: Sequence[MessageT]) -> list[MessageT]:
-    """The first messages that together stay below `_PAGE_BYTES`; always at least one, if there is one."""
-    page: list[MessageT] = []
-    size = 0
-    for message in messages:
-        size += message.ByteSize()
-        if page and size > _PAGE_BYTES:
-            break
-        page.append(message)
-    return page
+def _adapter(name: str) -> AdapterName | None:
+    return AdapterName.parse(name) if name else None

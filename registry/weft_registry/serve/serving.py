@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -15,14 +14,26 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from weft.v1 import registry_pb2, registry_pb2_grpc
+from weft.v1 import registry_admin_pb2, registry_admin_pb2_grpc, registry_pb2, registry_pb2_grpc
+from weft_registry.allocator import keep_freed_chunks
 from weft_registry.embedded import EmbeddedRegistry
-from weft_registry.errors import UnavailableError
 from weft_registry.hub.port import HubPort
 from weft_registry.messages import MAX_MESSAGE_BYTES
+from weft_registry.mirror.follower import Follower
+from weft_registry.mirror.registry import MirrorRegistry
+from weft_registry.mirror.upstream import Upstream
+from weft_registry.serve.admin_service import RegistryAdminServicer
+from weft_registry.serve.authentication import AuthenticationInterceptor
 from weft_registry.serve.options import RegistryServeOptions
+from weft_registry.serve.ports import listen
 from weft_registry.serve.service import RegistryServicer
+from weft_registry.serve.staleness import StalenessInterceptor
 from weft_registry.status import ErrorInterceptor
+from weft_registry.storage import Storage
+
+UPSTREAM_HEALTH = "weft.upstream"
+"""What the health service calls the upstream of a mirror."""
+_WATCH_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,14 +42,20 @@ class RunningRegistry:
 
     address: str
     http_address: str
+    catalog: str
+    """Where it is, without a password."""
+    blobs: str
+    """Where they are."""
 
 
 def serve(options: RegistryServeOptions) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
 
-    Prints `http on HOST:PORT`, and `ready on HOST:PORT` once both ports answer. Raises `UnavailableError` for a port
-    that is taken.
+    Prints `http on HOST:PORT`, and `ready on HOST:PORT` once both ports answer; where catalog and blobs are goes to
+    stderr. Raises `UnavailableError` for a port that is taken and for storage that cannot be reached, and as
+    `EmbeddedRegistry` does.
     """
+    keep_freed_chunks()
     asyncio.run(_serve(options))
 
 
@@ -48,6 +65,7 @@ async def _serve(options: RegistryServeOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(options) as server:
+        print(f"catalog in {server.catalog}\nblobs in {server.blobs}", file=sys.stderr, flush=True)
         print(f"http on {server.http_address}\nready on {server.address}", flush=True)
         await stop.wait()
 
@@ -57,52 +75,71 @@ async def running(options: RegistryServeOptions) -> AsyncIterator[RunningRegistr
     """A registry that answers as long as the context lasts. Raises as `serve`."""
     async with AsyncExitStack() as stack:
         # What is entered last ends first.
-        registry = EmbeddedRegistry(options.home)
+        storage = Storage.from_environment(options.database, options.blobs)
+        registry = await asyncio.to_thread(_open, options, storage)
         stack.callback(registry.close)
+        if isinstance(registry, MirrorRegistry):
+            print(f"mirror of {registry.upstream.target}", file=sys.stderr, flush=True)
+            stack.push_async_callback(asyncio.to_thread, Follower(registry).close)
+        await asyncio.to_thread(registry.blobs.check_access)
+        authenticator = registry.authenticator(options.access.anonymous)
         server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[
+                StalenessInterceptor(),
+                ErrorInterceptor(),
+                AuthenticationInterceptor(authenticator, registry),
+            ],
             options=[
                 # Without this two servers share one port silently, and each gets half of the requests.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ],
         )
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
+        calls = RegistryServicer(registry)
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(calls, server)
+        registry_admin_pb2_grpc.add_RegistryAdminServiceServicer_to_server(RegistryAdminServicer(registry), server)
         health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        service = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
-        names = [service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        names = [
+            registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name,
+            registry_admin_pb2.DESCRIPTOR.services_by_name["RegistryAdminService"].full_name,
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+        ]
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-        address = _bind(server, options)
-        hub = await asyncio.to_thread(HubPort, registry, options.host, options.http_port, grace_s=options.grace_s)
+        access = options.access
+        address = listen(server, options.host, options.port, access.tls, authenticated=access.required)
+        hub = await asyncio.to_thread(
+            HubPort,
+            registry,
+            options.host,
+            options.http_port,
+            grace_s=options.grace_s,
+            authenticator=authenticator,
+            tls=access.tls,
+        )
         stack.push_async_callback(asyncio.to_thread, hub.close)
         await server.start()
         stack.push_async_callback(server.stop, options.grace_s)
+        # Or stopping would wait for them to end by themselves.
+        stack.callback(calls.end_watches)
         stack.push_async_callback(health.enter_graceful_shutdown)
         for name in ("", *names):
             await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        yield RunningRegistry(address, hub.address)
+        if isinstance(registry, MirrorRegistry):
+            stack.callback(asyncio.create_task(_watch_upstream(registry.upstream, health)).cancel)
+        yield RunningRegistry(address, hub.address, *registry.where)
 
 
-def _bind(server: grpc.aio.Server, options: RegistryServeOptions) -> str:
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    try:
-        port = server.add_insecure_port(f"{host}:{options.port}")
-    except RuntimeError as error:
-        raise UnavailableError(
-            f"cannot listen on {host}:{options.port}: is another server there? `--port 0` picks a free port ({error})",
-            reason="CANNOT_LISTEN",
-        ) from error
-    if not _is_loopback(options.host):
-        warning = (
-            f"warning: {options.host} is reachable from other machines, and this registry asks nobody who they are"
-        )
-        print(warning, file=sys.stderr, flush=True)
-    return f"{host}:{port}"
+def _open(options: RegistryServeOptions, storage: Storage) -> EmbeddedRegistry:
+    if options.upstream is None:
+        return EmbeddedRegistry(options.home, None, storage)
+    return MirrorRegistry(options.home, Upstream(options.upstream), None, storage)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+async def _watch_upstream(upstream: Upstream, health: HealthServicer) -> None:
+    """Says under a name of its own whether the upstream answers: a mirror is serving in any case."""
+    states = health_pb2.HealthCheckResponse
+    while True:
+        answers = upstream.failed_since is None
+        await health.set(UPSTREAM_HEALTH, states.SERVING if answers else states.NOT_SERVING)
+        await asyncio.sleep(_WATCH_S)

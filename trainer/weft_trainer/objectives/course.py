@@ -138,7 +138,11 @@ class DistillCourse(CompletionCourse):
 
     def provenance(self) -> Mapping[str, Any]:
         """See `Course.provenance`."""
-        return {"objective": {"kind": "distill", "teacher": self._teacher.provenance()}}
+        said: dict[str, Any] = {"objective": {"kind": "distill", "teacher": self._teacher.provenance()}}
+        if self._teacher.manifest is not None:
+            # What it knows comes from there: `weft list --children-of` finds it, and `weft show` names it.
+            said["parent_version"] = self._teacher.manifest.digest()
+        return said
 
 
 class DpoCourse:

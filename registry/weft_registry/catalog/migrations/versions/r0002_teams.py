@@ -15,6 +15,18 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+_LISTED = [
+    "adapter_id",
+    "yanked",
+    "digest",
+    "kind",
+    "base_weights_sha256",
+    "base_id",
+    "parent_digest",
+    "size_bytes",
+    "published_at_us",
+    "published_by",
+]
 _NO_CHANGES = "the audit log is only ever added to"
 
 
@@ -27,6 +39,8 @@ def upgrade() -> None:
     op.add_column("versions", sa.Column("parent_digest", sa.String(71), nullable=False, server_default=""))
     op.create_index("ix_versions_parent_digest", "versions", ["parent_digest"])
     op.add_column("versions", sa.Column("published_by", sa.String(128), nullable=False, server_default=""))
+    op.add_column("versions", sa.Column("base_id", sa.String(255), nullable=False, server_default=""))
+    op.create_index("versions_listed", "versions", _LISTED)
     op.create_table(
         "version_metrics",
         sa.Column("version_id", sa.Integer, sa.ForeignKey("versions.id"), primary_key=True),
@@ -162,12 +176,14 @@ def _only_added_to() -> None:
 def _fill_from_manifests() -> None:
     """Reads the documents themselves, and not through today's classes, which will change."""
     connection = op.get_bind()
-    versions = sa.table("versions", sa.column("id"), sa.column("manifest"), sa.column("parent_digest"))
+    versions = sa.table("versions", *(sa.column(name) for name in ("id", "manifest", "parent_digest", "base_id")))
     metrics = sa.table("version_metrics", *(sa.column(name) for name in ("version_id", "name", "split", "value")))
     ids = connection.execute(sa.select(versions.c.id)).scalars().all()
     for row in ids:
         manifest = connection.execute(sa.select(versions.c.manifest).where(versions.c.id == row)).scalar_one()
         document: dict[str, Any] = json.loads(bytes(manifest))
+        base = document.get("base", {}).get("id", "")[:255]
+        connection.execute(versions.update().where(versions.c.id == row).values(base_id=base))
         parent = document.get("provenance", {}).get("parent_version")
         if isinstance(parent, str) and re.fullmatch("sha256:[0-9a-f]{64}", parent):
             connection.execute(versions.update().where(versions.c.id == row).values(parent_digest=parent))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft_client.cli import conditions
-from weft_client.cli.conditions import Clause
+from weft_registry import conditions
+from weft_registry.conditions import Clause
 from weft_registry.errors import InvalidInputError
 from weft_registry.manifest import Metric
 

@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from weft_registry.errors import InvalidInputError
 from weft_registry.manifest import Metric
 from weft_registry.names import nearest
 
-_OPERATORS: Mapping[str, Callable[[Decimal, Decimal], bool]] = {
+OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
     "<=": operator.le,
     "==": operator.eq,
@@ -25,6 +26,7 @@ _OPERATORS: Mapping[str, Callable[[Decimal, Decimal], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+"""Of decimals, and of columns in SQL."""
 _CLAUSE = re.compile(
     r"\s*(?P<name>[A-Za-z_][A-Za-z0-9_.-]*(?:\[[^\[\]]*\])?)\s*(?P<op>>=|<=|==|!=|>|<)\s*"
     r"(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?)(?=\s|$)"
@@ -65,7 +67,7 @@ def parse(text: str) -> list[Clause]:
         if match is None:
             raise InvalidInputError(
                 f"condition {text!r}: {text[at:].strip()!r} does not begin with NAME OP NUMBER, OP one of "
-                f"{' '.join(_OPERATORS)}, such as 'exact_match >= 0.8'; several are joined by `and`"
+                f"{' '.join(OPERATORS)}, such as 'exact_match >= 0.8'; several are joined by `and`"
             )
         clauses.append(Clause(match["name"], match["op"], Decimal(match["number"])))
         joined = _AND.match(text, match.end())
@@ -106,4 +108,4 @@ def _check(clause: Clause, metrics: Sequence[Metric]) -> Outcome:
     value = values.pop()
     if value.is_nan():
         raise InvalidInputError(f"the metric {clause.name} is NaN, which compares with nothing")
-    return Outcome(clause, value, _OPERATORS[clause.op](value, clause.number))
+    return Outcome(clause, value, bool(OPERATORS[clause.op](value, clause.number)))

@@ -1,0 +1,56 @@
+"""Puts the note that an answer may be out of date (`weft_registry.staleness`) where callers can read it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import grpc
+
+from weft_registry.staleness import HEADER, collecting
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class StalenessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Adds the note to the trailing metadata of calls with one answer; files, which are read by digest, have none."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """See `grpc.aio.ServerInterceptor`."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or not inspect.iscoroutinefunction(handler.unary_unary):
+            return handler
+        inner = handler.unary_unary
+
+        async def handle(request: Any, context: Any) -> Any:
+            with collecting() as notes:
+                answer = await inner(request, context)
+            if notes:
+                context.set_trailing_metadata(((HEADER, notes[0]),))
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(handle, handler.request_deserializer, handler.response_serializer)
+
+
+def marking_stale(application: Application) -> Application:
+    """An ASGI application that says it in a header."""
+
+    async def call(scope: Message, receive: Receive, send: Send) -> None:
+        with collecting() as notes:
+
+            async def marked(message: Message) -> None:
+                if notes and message["type"] == "http.response.start":
+                    message = {**message, "headers": [*message["headers"], (HEADER.encode(), notes[0].encode("ascii"))]}
+                await send(message)
+
+            await application(scope, receive, marked)
+
+    return call

@@ -1,0 +1,1 @@
+"""Keeping a registry well for years: collecting garbage, checking everything, backing up and restoring."""
