@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.backends.fresh import BUCKET
 from tests.registry.hub_lab import ask, ndjson
 from tests.registry.lab import ROOT
 from weft_registry import digest as digests
@@ -72,7 +73,7 @@ def test_memory_does_not_grow_with_the_file(
     registry: EmbeddedRegistry, process: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     """Six whole downloads and six ranges at once, of a file far larger than what the server may take for them."""
-    card = "0123456789abcde\n" * (8 * MIB)
+    card = "0123456789abcde\n" * (16 * MIB if BUCKET else 8 * MIB)
     large = tmp_path / "large.txt"
     large.write_text(card)
     registry.workspaces.create_adapter(NAME)
@@ -102,8 +103,8 @@ def test_memory_does_not_grow_with_the_file(
         most = max(most, server.memory_info().rss)
     assert len(sizes) == 12
     assert min(sizes) > len(card) - 2
-    # A few chunks of 1 MiB for each of the twelve.
-    assert most - before < 96 * MIB < len(card)
+    # A few chunks of 1 MiB for each of the twelve; the client of a bucket reads some ten ahead.
+    assert most - before < (192 * MIB if BUCKET else 96 * MIB) < len(card)
 
 
 def test_memory_does_not_grow_with_a_commit(
@@ -143,7 +144,8 @@ def test_memory_does_not_grow_with_a_commit(
     workspace = registry.workspaces.find(NAME, "trial")
     assert workspace is not None
     assert [file.size_bytes for file in workspace.files] == [size, size, 1]
-    assert most - before < 48 * MIB < size
+    # To a bucket, each goes in two parts of 8 MiB at once.
+    assert most - before < (80 * MIB if BUCKET else 48 * MIB) < size
 
 
 def test_a_taken_port_ends_it_with_one_line(process: subprocess.Popen[str], home: Home) -> None:
