@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 
 from weft_registry import errors
 from weft_registry.errors import Violation, WeftError
+from weft_registry.handlers import answering_with, behavior_of
 
 DOMAIN = "weft.dev"
 # An error travels in HTTP/2 trailers, of which a peer takes 8 KiB. The message is in there twice: as it is, and with
@@ -121,21 +122,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if handler is None:  # No such method: gRPC answers UNIMPLEMENTED itself.
             return handler
         method = str(handler_call_details.method)
-        inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        inner = behavior_of(handler)
         if inspect.isasyncgenfunction(inner):
             wrapped: Any = _wrap_stream(method, inner)
         elif inspect.iscoroutinefunction(inner):
             wrapped = _wrap(method, inner)
         else:  # A synchronous handler is not ours (reflection, health): it answers its own errors.
             return handler
-        kinds = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }
-        make: Any = kinds[handler.request_streaming, handler.response_streaming]
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return answering_with(handler, wrapped)
 
 
 def _wrap(method: str, inner: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:

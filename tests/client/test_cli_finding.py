@@ -72,6 +72,7 @@ def test_versions_are_listed_by_what_is_in_their_manifests(weft: Weft, push: Cal
     for key in ("beauty", "-published", "metric:"):
         assert "--reverse turns it around" in weft("list", f"--sort={key}", status=2).stderr
     assert "no age" in weft("list", "--newer-than", "soon", status=2).stderr
+    assert "before there was a calendar" in weft("list", "--newer-than", "999999w", status=2).stderr
 
 
 def test_an_age_is_a_time_that_was_so_long_ago() -> None:

@@ -37,7 +37,10 @@ class Age(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, datetime):
             return value
         if match := _AGE.fullmatch(str(value)):
-            return datetime.now(UTC) - timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+            try:
+                return datetime.now(UTC) - timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+            except OverflowError:
+                self.fail(f"{value!r} is before there was a calendar.", param, ctx)
         try:
             found = datetime.fromisoformat(str(value))
         except ValueError:

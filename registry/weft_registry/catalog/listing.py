@@ -21,16 +21,7 @@ def page_summaries(
     """At most `limit` adapters (None: all) that have versions, in name order, those after the name `after`
     ("namespace/name" or empty), in the `readable` namespaces (None: in all)."""
     a, v, al = t.adapters.c, t.versions.c, t.aliases.c
-    page = sa.select(a.id, a.namespace, a.name).order_by(a.namespace, a.name)
-    if namespace:
-        page = page.where(a.namespace == namespace)
-    if readable is not None:
-        page = page.where(a.namespace.in_(sorted(readable)))
-    if after:
-        last = AdapterName.parse(after)
-        page = page.where(
-            sa.or_(a.namespace > last.namespace, sa.and_(a.namespace == last.namespace, a.name > last.name))
-        )
+    page = records.in_name_order(namespace, after, readable)
     whole = limit is None and not namespace
     if not whole:
         page = page.where(_has_versions()).limit(limit)

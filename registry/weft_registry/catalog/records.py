@@ -155,13 +155,11 @@ class LatestOf:
     latest: Version | None
 
 
-def page_adapters(
-    connection: Connection, namespace: str, after: str, limit: int | None, readable: Collection[str] | None = None
-) -> list[LatestOf]:
-    """At most `limit` adapters (None: all) in name order, those after the name `after` ("namespace/name" or empty), in
-    the `readable` namespaces (None: in all)."""
-    a, v = t.adapters.c, t.versions.c
-    statement = sa.select(a.id, a.namespace, a.name).order_by(a.namespace, a.name).limit(limit)
+def in_name_order(namespace: str, after: str, readable: Collection[str] | None) -> sa.Select[Any]:
+    """Row id, namespace and name of adapters in name order: of one namespace (empty: of all), those after the name
+    `after` ("namespace/name" or empty), in the `readable` namespaces (None: in all)."""
+    a = t.adapters.c
+    statement = sa.select(a.id, a.namespace, a.name).order_by(a.namespace, a.name)
     if namespace:
         statement = statement.where(a.namespace == namespace)
     if readable is not None:
@@ -171,7 +169,16 @@ def page_adapters(
         statement = statement.where(
             sa.or_(a.namespace > last.namespace, sa.and_(a.namespace == last.namespace, a.name > last.name))
         )
-    found = connection.execute(statement).all()
+    return statement
+
+
+def page_adapters(
+    connection: Connection, namespace: str, after: str, limit: int | None, readable: Collection[str] | None = None
+) -> list[LatestOf]:
+    """At most `limit` adapters (None: all) in name order, those after the name `after` ("namespace/name" or empty), in
+    the `readable` namespaces (None: in all)."""
+    v = t.versions.c
+    found = connection.execute(in_name_order(namespace, after, readable).limit(limit)).all()
     counts: dict[int, int] = {}
     latest: dict[int, int] = {}
     for start in range(0, len(found), _MANY):

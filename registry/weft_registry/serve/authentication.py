@@ -22,6 +22,7 @@ from weft_registry.access.authenticator import Authenticator
 from weft_registry.access.principal import LOCAL, NOBODY, Principal
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnauthenticatedError, UnsupportedError, WeftError
+from weft_registry.handlers import answering_with, behavior_of
 
 _CALLER: ContextVar[Principal | WeftError] = ContextVar("weft_caller", default=LOCAL)
 _OURS = "/weft.v1."
@@ -75,21 +76,14 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[typ
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(_OURS):
             return handler
-        inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        inner = behavior_of(handler)
         if inspect.isasyncgenfunction(inner):
             wrapped: Any = self._stream(method, inner)
         elif inspect.iscoroutinefunction(inner):
             wrapped = self._single(method, inner)
         else:  # What grpc's generated class answers for a method that this server does not have.
             wrapped = self._single(method, _absent(method))
-        kinds = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }
-        make: Any = kinds[handler.request_streaming, handler.response_streaming]
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return answering_with(handler, wrapped)
 
     def _single(self, method: str, inner: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def handle(request: Any, context: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from weft_registry.handlers import answering_with
 from weft_registry.staleness import HEADER, collecting
 
 Message = MutableMapping[str, Any]
@@ -37,7 +38,7 @@ class StalenessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg
                 context.set_trailing_metadata(((HEADER, notes[0]),))
             return answer
 
-        return grpc.unary_unary_rpc_method_handler(handle, handler.request_deserializer, handler.response_serializer)
+        return answering_with(handler, handle)
 
 
 def marking_stale(application: Application) -> Application:
