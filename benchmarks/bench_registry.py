@@ -78,7 +78,7 @@ for index in range(count):
 print(time.perf_counter() - begin)
 """
 _PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
@@ -92,7 +92,8 @@ if what == "push":
     push(registry, path, AdapterName("bench", "peak"))
 else:
     pull(registry, "bench/peak", path)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+status = Path("/proc/self/status").read_text()
+print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024)
 """
 
 

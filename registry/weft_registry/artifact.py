@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from weft_registry import card, headers
 from weft_registry import digest as digests
@@ -160,10 +160,7 @@ def describe(
     weights = directory / WEIGHTS
     with weights.open("rb") as file:
         header = headers.read_header(file, weights.stat().st_size, WEIGHTS)
-        tensors = [
-            TensorEntry(entry.name, entry.dtype, entry.shape, headers.scan_tensor(file, entry).sha256)
-            for entry in sorted(header.entries, key=lambda e: e.name)
-        ]
+        tensors = tensor_table(file, header)
     return Manifest(
         kind=kind,
         name=name,
@@ -177,6 +174,13 @@ def describe(
         provenance=dict(provenance or {}),
         metrics=list(metrics),
     )
+
+
+def tensor_table(file: BinaryIO, header: headers.Header) -> list[TensorEntry]:
+    """What a manifest says of the tensors in a file of weights: in order of their names, hashed."""
+    scanned = zip(header.entries, headers.scan_tensors(file, header), strict=True)
+    table = [TensorEntry(entry.name, entry.dtype, entry.shape, scan.sha256) for entry, scan in scanned]
+    return sorted(table, key=lambda tensor: tensor.name)
 
 
 def write_manifest(directory: Path, manifest: Manifest | bytes) -> Path:

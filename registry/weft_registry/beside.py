@@ -41,3 +41,8 @@ class HashBeside:
         """ "sha256:<hex>" of all bytes so far."""
         self._behind.result()
         return "sha256:" + self._sha256.hexdigest()
+
+    def start_over(self) -> None:
+        """What comes from here on has a digest of its own."""
+        self._behind.result()
+        self._sha256 = hashlib.sha256()

@@ -184,7 +184,7 @@ class EmbeddedRegistry(EmbeddedAliases, EmbeddedSignatures, Administration, Upke
                 if digest != weights:
                     self._blobs.verify(digest)
             try:
-                # This hashes the weights, in the one pass that looks at every number of them.
+                # This hashes the weights, tensor by tensor, in the one pass that looks at every number of them.
                 validation.check_files(
                     manifest, lambda file: self._blobs.open(file.sha256), known[1] if known else None
                 )

@@ -7,11 +7,10 @@ parser refuses them before anything is allocated for a tensor. It knows nothing 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO
@@ -142,41 +141,38 @@ def read_tensor(file: BinaryIO, entry: HeaderEntry) -> Iterator[bytes]:
         yield chunk
 
 
-def hash_file(file: BinaryIO) -> str:
-    """The digest of a whole file."""
-    file.seek(0)
-    sha256 = hashlib.sha256()
-    while chunk := file.read(CHUNK_BYTES):
-        sha256.update(chunk)
-    return "sha256:" + sha256.hexdigest()
+def scan_tensors(file: BinaryIO, header: Header) -> list[TensorScan]:
+    """Digest and NaN/Inf count of each tensor, in file order, in one pass."""
+    scans = []
+    with HashBeside() as hashing:
+        for entry in header.entries:
+            bad = sum(_non_finite(chunk, entry.dtype) for chunk in _handed_on(file, entry, hashing))
+            scans.append(TensorScan(hashing.digest(), bad))
+            hashing.start_over()
+    return scans
 
 
-def scan_file(file: BinaryIO, header: Header) -> tuple[str, list[TensorScan]]:
-    """The digest of a whole file of weights, and the scan of each of its tensors in file order, in one pass."""
-    first = header.entries[0].start
-    file.seek(0)
-    with HashBeside() as whole:
-        whole.update(file.read(first))
-        scans = [scan_tensor(file, entry, whole.update) for entry in header.entries]
-        return whole.digest(), scans
+def count_non_finite(file: BinaryIO, entry: HeaderEntry) -> int:
+    """How many elements of one tensor are NaN or infinite: what `scan_tensors` finds, in a quarter of the time."""
+    return sum(_non_finite(chunk, entry.dtype) for chunk in read_tensor(file, entry))
 
 
-def scan_tensor(file: BinaryIO, entry: HeaderEntry, also: Callable[[bytes], object] | None = None) -> TensorScan:
-    """Digest and NaN/Inf count of one tensor, in one pass. `also` is given every chunk, too."""
+def _handed_on(file: BinaryIO, entry: HeaderEntry, hashing: HashBeside) -> Iterator[bytes]:
+    for chunk in read_tensor(file, entry):
+        hashing.update(chunk)
+        yield chunk
+
+
+def _non_finite(chunk: bytes, dtype: str) -> int:
+    if dtype not in _EXPONENTS:
+        return 0
     # Imported here: listing versions needs neither numpy nor the half second that importing it may take.
     import numpy as np
 
-    sha256, bad = hashlib.sha256(), 0
-    view = _EXPONENTS.get(entry.dtype)
-    ones = None if view is None else np.dtype(view[0]).type(view[1])
-    for chunk in read_tensor(file, entry):
-        if also is not None:
-            also(chunk)
-        sha256.update(chunk)
-        if ones is not None:
-            # A chunk is a whole number of elements: 1 MiB divides by every element size, and so does the rest.
-            bad += int(np.count_nonzero((np.frombuffer(chunk, ones.dtype) & ones) == ones))
-    return TensorScan("sha256:" + sha256.hexdigest(), bad)
+    view, exponent = _EXPONENTS[dtype]
+    ones = np.dtype(view).type(exponent)
+    # A chunk is a whole number of elements: its size divides by that of every element, and so does the rest.
+    return int(np.count_nonzero((np.frombuffer(chunk, ones.dtype) & ones) == ones))
 
 
 def _entry(name: str, value: object, data_start: int, what: str) -> HeaderEntry:

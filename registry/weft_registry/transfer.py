@@ -65,10 +65,11 @@ def push(
     """Publishes an artifact directory: uploads the blobs that are not there yet, then publishes.
 
     `progress` counts up to `manifest.size_bytes`. Raises what `RegistryApi` raises, and `InvalidInputError` or
-    `NotFoundError` for a directory that is no artifact, before anything is sent.
+    `NotFoundError` for a directory that is no artifact, before anything is sent; weights that are others than when the
+    manifest was made, while they are sent.
     """
     # The registry will validate too; doing it here names what is wrong before gigabytes are sent.
-    manifest = validation.validate_directory(directory, None)
+    manifest = validation.check_directory(directory)
     report = progress or _silent
     attempt = 1
     while True:
@@ -89,7 +90,11 @@ def _send(registry: RegistryApi, directory: Path, adapter: AdapterName, manifest
     missing = set(registry.find_missing(sorted({file.sha256 for file in manifest.files}), adapter))
     for file in manifest.files:
         if file.sha256 in missing:
-            registry.upload(directory / file.path, file.sha256, file.size, report, adapter)
+            try:
+                registry.upload(directory / file.path, file.sha256, file.size, report, adapter)
+            except CorruptionError:
+                validation.check_unchanged(directory, manifest)
+                raise
             missing.discard(file.sha256)
         else:
             report(file.size)

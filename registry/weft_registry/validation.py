@@ -6,10 +6,7 @@ Knows manifests, safetensors headers and the kinds' schemas; nothing of catalogs
 from __future__ import annotations
 
 import gc
-import hashlib
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -18,25 +15,25 @@ from weft_registry import artifact, card, headers, words
 from weft_registry import digest as digests
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError, PreconditionError, Violation, WeftError
-from weft_registry.headers import Header, TensorScan
+from weft_registry.headers import Header, HeaderEntry
 from weft_registry.kinds import kind_schema
 from weft_registry.manifest import FileEntry, Manifest
 from weft_registry.peft_format import config_differences, parse_config
 
 MAX_VIOLATIONS = 100
-MAX_SOUND = 64
-"""Files of weights that are remembered to be right."""
 _CHANGED = "changed since the manifest was made: its digest is another"
 
 OpenFile = Callable[[FileEntry], BinaryIO]
 """Opens one file of the artifact, whose digest has been checked, for reading and seeking."""
+CheckContent = Callable[[Manifest, Header, BinaryIO], list[Violation]]
+"""What is wrong with the bytes of the weights."""
 
 
 def validate(manifest_bytes: bytes, open_file: OpenFile, base: BaseSpec | None) -> Manifest:
     """Checks an artifact against its manifest, and against `base` where that is known. Returns the parsed manifest.
 
-    Every violation found is in the error's `violations` (at most 100). The digest of the weights is checked; those of
-    the other files are the caller's to check: a store has them by digest. Raises `InvalidInputError` for a manifest or
+    Every violation found is in the error's `violations` (at most 100). The digest of each tensor is checked; those of
+    the files are the caller's to check: a store has them by digest. Raises `InvalidInputError` for a manifest or
     file that is refused, `UnsupportedError` for an unknown kind, `PreconditionError` where the manifest contradicts the
     known base.
     """
@@ -46,8 +43,14 @@ def validate(manifest_bytes: bytes, open_file: OpenFile, base: BaseSpec | None) 
 
 
 def check_files(manifest: Manifest, open_file: OpenFile, base: BaseSpec | None) -> None:
-    """The rest of `validate`, for a manifest that `check_manifest` let pass: the files, the digest of the weights
-    included, and the known base."""
+    """The rest of `validate`, for a manifest that `check_manifest` let pass: the files, the digest of each tensor, and
+    the known base."""
+    _check_files_and(_sound, manifest, open_file, base)
+
+
+def _check_files_and(
+    check_content: CheckContent, manifest: Manifest, open_file: OpenFile, base: BaseSpec | None
+) -> None:
     if base is not None:
         _check_base(manifest, base)
     _stop(_check_files(manifest, open_file))
@@ -56,8 +59,8 @@ def check_files(manifest: Manifest, open_file: OpenFile, base: BaseSpec | None) 
         with _uncollected():
             header = headers.read_header(file, weights.size, artifact.WEIGHTS)
             _check_tensors(manifest, header, open_file, base)
-        # Last, since it reads and hashes every byte.
-        _stop(_check_content(manifest, header, file))
+        # Last, since it reads every byte.
+        _stop(check_content(manifest, header, file))
 
 
 def _check_tensors(manifest: Manifest, header: Header, open_file: OpenFile, base: BaseSpec | None) -> None:
@@ -105,22 +108,46 @@ def check_manifest(manifest_bytes: bytes) -> Manifest:
 
 def validate_directory(directory: Path, base: BaseSpec | None) -> Manifest:
     """Validates an artifact on disk, the digests of its files included. Raises what `validate` raises."""
+    manifest, open_file = _listed(directory), _opened_in(directory)
+    _stop(_changed(directory, manifest.files))
+    check_files(manifest, open_file, base)
+    return manifest
+
+
+def check_directory(directory: Path) -> Manifest:
+    """Whether an artifact on disk is worth sending: `validate_directory` for an unknown base, but for what whoever
+    receives it finds out in any case, the digests of the weights. Raises what `validate` raises.
+    """
+    manifest, open_file = _listed(directory), _opened_in(directory)
+    _stop(_changed(directory, [file for file in manifest.files if file.path != artifact.WEIGHTS]))
+    try:
+        _check_files_and(_finite, manifest, open_file, None)
+    except WeftError:
+        # Whatever is wrong with them, that they are others comes first.
+        check_unchanged(directory, manifest)
+        raise
+    return manifest
+
+
+def check_unchanged(directory: Path, manifest: Manifest) -> None:
+    """Raises `InvalidInputError` where the weights on disk are not those that the manifest was made of."""
+    _stop(_changed(directory, [_entry(manifest, artifact.WEIGHTS)]))
+
+
+def _listed(directory: Path) -> Manifest:
+    """The manifest of a directory that has the files that it lists, and no others."""
     manifest = check_manifest(artifact.read_bytes(directory))
     found = {path.name for path in artifact.files_of(directory, manifest.kind)}
     listed = {file.path for file in manifest.files}
     violations = [Violation(name, "the manifest does not list it") for name in sorted(found - listed)]
     violations += [Violation(name, "listed in the manifest, but not there") for name in sorted(listed - found)]
-    others = [file for file in manifest.files if file.path in found and file.path != artifact.WEIGHTS]
-    violations += _changed(directory, others)
-    _stop(violations)
-    try:
-        # This hashes the weights, too: they are large.
-        check_files(manifest, lambda file: (directory / file.path).open("rb"), base)
-    except WeftError:
-        # Whatever is wrong with them, that they are others comes first.
-        _stop(_changed(directory, [_entry(manifest, artifact.WEIGHTS)]))
-        raise
+    here = [file for file in manifest.files if file.path in found and file.path != artifact.WEIGHTS]
+    _stop(violations and violations + _changed(directory, here))
     return manifest
+
+
+def _opened_in(directory: Path) -> OpenFile:
+    return lambda file: (directory / file.path).open("rb")
 
 
 def _changed(directory: Path, files: Iterable[FileEntry]) -> list[Violation]:
@@ -193,58 +220,30 @@ def _check_table(manifest: Manifest, header: Header) -> list[Violation]:
     return violations
 
 
-def _check_content(manifest: Manifest, header: Header, file: BinaryIO) -> list[Violation]:
-    """The bytes of the weights: the whole file's digest, each tensor's, and that all of them are numbers."""
-    weights = _entry(manifest, artifact.WEIGHTS)
-    table = [tensor.sha256 for tensor in sorted(manifest.tensors, key=lambda t: header.places[t.name])]
-    if _SOUND.knows(weights.sha256, table):
-        found, scans = headers.hash_file(file), list[TensorScan]()
-    else:
-        found, scans = headers.scan_file(file, header)
-    if found != weights.sha256:
-        return [Violation(weights.path, _CHANGED)]
+def _sound(manifest: Manifest, header: Header, file: BinaryIO) -> list[Violation]:
+    """The bytes of the weights: each tensor's digest, and that all of them are numbers."""
+    table = {tensor.name: tensor.sha256 for tensor in manifest.tensors}
     violations = []
-    for entry, scan, promised in zip(header.entries, scans, table, strict=False):
-        if scan.sha256 != promised:
+    for entry, scan in zip(header.entries, headers.scan_tensors(file, header), strict=True):
+        if scan.sha256 != table[entry.name]:
             violations.append(
-                Violation(f"tensors[{entry.name}].sha256", f"{promised}, but its bytes have {scan.sha256}")
+                Violation(f"tensors[{entry.name}].sha256", f"{table[entry.name]}, but its bytes have {scan.sha256}")
             )
-        if scan.non_finite:
-            violations.append(Violation(f"tensors[{entry.name}]", f"{scan.non_finite} elements are NaN or infinite"))
-    if not violations:
-        _SOUND.remember(weights.sha256, table)
+        violations += _not_numbers(entry, scan.non_finite)
     return violations
 
 
-class _Sound:
-    """Files of weights that were read here from end to end, by their digest, and found right.
-
-    Pushing to a registry in the same process looks at the same bytes twice. Their digest is computed each time; what
-    follows from it is not. Thread-safe.
-    """
-
-    def __init__(self) -> None:
-        self._tables: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def knows(self, weights: str, table: Sequence[str]) -> bool:
-        """Whether the file with this digest has tensors with these, all of them numbers."""
-        with self._lock:
-            return self._tables.get(weights) == _digest_of(table)
-
-    def remember(self, weights: str, table: Sequence[str]) -> None:
-        """That it has."""
-        with self._lock:
-            self._tables[weights] = _digest_of(table)
-            while len(self._tables) > MAX_SOUND:
-                self._tables.popitem(last=False)
+def _finite(_manifest: Manifest, header: Header, file: BinaryIO) -> list[Violation]:
+    """The bytes of the weights: that all of them are numbers."""
+    return [
+        violation
+        for entry in header.entries
+        for violation in _not_numbers(entry, headers.count_non_finite(file, entry))
+    ]
 
 
-_SOUND = _Sound()
-
-
-def _digest_of(table: Sequence[str]) -> bytes:
-    return hashlib.sha256("".join(table).encode()).digest()
+def _not_numbers(entry: HeaderEntry, count: int) -> list[Violation]:
+    return [Violation(f"tensors[{entry.name}]", f"{count} elements are NaN or infinite")] if count else []
 
 
 def _entry(manifest: Manifest, path: str) -> FileEntry:

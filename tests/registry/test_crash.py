@@ -54,9 +54,6 @@ def dying(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(holder, name, dying)
-if name == "check_files":
-    # `push` validates too, before it sends anything: the registry's own validation is meant.
-    holder.validate_directory = lambda directory, base: transfer.artifact.read(directory)
 transfer.push(registry, Path(directory), AdapterName("team", "support"), tags=["v2"], aliases=["production"])
 """
 

@@ -33,8 +33,7 @@ def test_reads_what_the_safetensors_library_writes() -> None:
     header = read(data)
     assert header.metadata == {"format": "pt"}
     assert header.shapes == {"b.weight": (2, 3), "a": (4,)}
-    for item in header.entries:
-        scan = headers.scan_tensor(io.BytesIO(data), item)
+    for item, scan in zip(header.entries, headers.scan_tensors(io.BytesIO(data), header), strict=True):
         assert scan == headers.TensorScan(digest.of_bytes(tensors[item.name].tobytes()), 0)
         assert data[item.start : item.end] == tensors[item.name].tobytes()
 
@@ -98,7 +97,9 @@ def test_scan_counts_every_nan_and_infinity_and_nothing_else(dtype: str) -> None
     # More than one chunk, so that the pieces' borders are crossed.
     values = (finite * 200_000)[: (3 << 20) // width] + not_finite
     data = np.array(values, f"<u{width}").tobytes()
-    scan = headers.scan_tensor(io.BytesIO(data), headers.HeaderEntry("t", dtype, (len(values),), 0, len(data)))
+    entry = headers.HeaderEntry("t", dtype, (len(values),), 0, len(data))
+    (scan,) = headers.scan_tensors(io.BytesIO(data), headers.Header((entry,), {}))
+    assert scan.non_finite == headers.count_non_finite(io.BytesIO(data), entry)
     assert scan == headers.TensorScan(digest.of_bytes(data), len(not_finite))
 
 
@@ -106,4 +107,4 @@ def test_a_tensor_that_the_file_does_not_hold_is_refused() -> None:
     data = safetensors_bytes({"a": np.ones(4, "f4")})
     item = read(data).entries[0]
     with pytest.raises(InvalidInputError, match="ends 16 bytes early"):
-        headers.scan_tensor(io.BytesIO(data[:-16]), item)
+        headers.scan_tensors(io.BytesIO(data[:-16]), headers.Header((item,), {}))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.registry.lab import random_tensors, safetensors_bytes
-from weft_registry import digest, headers
+from weft_registry import digest
 from weft_registry.beside import HashBeside
 from weft_registry.blobs.local import LocalBlobStore
 from weft_registry.errors import CorruptionError
@@ -28,12 +26,12 @@ def test_hashing_beside_is_hashing(chunks: list[bytes]) -> None:
         assert hashing.digest() == digest.of_bytes(b"".join(chunks))
 
 
-def test_a_file_of_weights_is_scanned_in_one_pass_as_tensor_by_tensor() -> None:
-    data = safetensors_bytes(random_tensors("lora"))
-    header = headers.read_header(io.BytesIO(data), len(data))
-    whole, scans = headers.scan_file(io.BytesIO(data), header)
-    assert whole == digest.of_bytes(data)
-    assert scans == [headers.scan_tensor(io.BytesIO(data), entry) for entry in header.entries]
+def test_a_hash_that_starts_over_forgets_what_was_before() -> None:
+    with HashBeside() as hashing:
+        for data in (b"a" * (1 << 17), b"b", b""):
+            hashing.update(data)
+            assert hashing.digest() == digest.of_bytes(data)
+            hashing.start_over()
 
 
 @pytest.fixture

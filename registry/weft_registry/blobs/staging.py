@@ -15,6 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedRandom
@@ -26,6 +27,8 @@ from weft_registry.blobs.store import BlobLimits, UploadState, upload_id_of
 from weft_registry.errors import CorruptionError, ExhaustedError, InvalidInputError, NotFoundError, OffsetError
 
 _MAX_RUNNING = 256
+_HASH_AT_ONCE = 4
+"""Threads that hash chunks while they are written."""
 _UPLOAD_ID = re.compile(r"([0-9a-f]{64})-([0-9]{1,15})(-[0-9a-f]{1,12})?")
 
 
@@ -46,6 +49,7 @@ class ReceivingStore(ABC):
         self._limits = limits or BlobLimits()
         self._uploads, self._temporary = root / "uploads", root / "tmp"
         self._lock, self._running = threading.Lock(), dict[str, _Running]()
+        self._beside = ThreadPoolExecutor(_HASH_AT_ONCE, "weft-hash")
         for directory in (self._uploads, self._temporary):
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -96,10 +100,13 @@ class ReceivingStore(ABC):
                     "committed: continue there",
                     metadata={"committed_bytes": str(committed), "size_bytes": str(size_bytes)},
                 )
-            before = _stamp(file)
+            sha256 = self._hash_until(upload_id, offset, _stamp(file))
+            hashed = self._beside.submit(sha256.update, chunk) if sha256 else None
             file.write(chunk)
             file.flush()
-            self._hash_on(upload_id, offset, chunk, before, _stamp(file))
+            if hashed is not None:
+                hashed.result()
+                self._remember(upload_id, _Running(sha256, _stamp(file)))
         return UploadState(upload_id, committed + len(chunk), size_bytes, complete=False)
 
     def finish_upload(self, upload_id: str) -> UploadState:
@@ -124,21 +131,18 @@ class ReceivingStore(ABC):
             self._keep(path, digest)
         return UploadState(upload_id, size_bytes, size_bytes, complete=True)
 
-    def _hash_on(
-        self, upload_id: str, offset: int, chunk: bytes, before: tuple[int, int, int], after: tuple[int, int, int]
-    ) -> None:
-        """Hashes bytes that were just written, if all bytes before them were: whoever finishes need not read again."""
+    def _hash_until(self, upload_id: str, offset: int, now: tuple[int, int, int]) -> Any:
+        """The hash of the bytes before `offset`, if this process wrote all of them: whoever finishes need not read them
+        again. None where another process wrote some."""
         with self._lock:
             known = self._running.pop(upload_id, None)
         if offset == 0:
-            sha256 = hashlib.sha256()
-        elif known is not None and known.left == before:
-            sha256 = known.sha256
-        else:
-            return  # Another process wrote some of it.
-        sha256.update(chunk)
+            return hashlib.sha256()
+        return known.sha256 if known is not None and known.left == now else None
+
+    def _remember(self, upload_id: str, running: _Running) -> None:
         with self._lock:
-            self._running[upload_id] = _Running(sha256, after)
+            self._running[upload_id] = running
             while len(self._running) > _MAX_RUNNING:
                 self._running.pop(next(iter(self._running)))
 

@@ -22,7 +22,7 @@ from weft_registry.catalog.branches import BranchFile
 from weft_registry.digest import CHUNK_BYTES
 from weft_registry.errors import InvalidInputError, PreconditionError
 from weft_registry.kinds import kind_schema
-from weft_registry.manifest import FileEntry, Manifest, TensorEntry
+from weft_registry.manifest import FileEntry, Manifest
 
 OpenBlob = Callable[[str], BinaryIO]
 """Opens a blob by digest for reading and seeking."""
@@ -163,10 +163,7 @@ def _from_peft(
     with open_blob(weights.sha256) as file:
         header = headers.read_header(file, weights.size_bytes, artifact.WEIGHTS)
         kind, params = peft_format.from_peft(config, header.shapes, base)
-        tensors = [
-            TensorEntry(entry.name, entry.dtype, entry.shape, headers.scan_tensor(file, entry).sha256)
-            for entry in sorted(header.entries, key=lambda entry: entry.name)
-        ]
+        tensors = artifact.tensor_table(file, header)
     return Manifest(
         kind=kind,
         name=name,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from weft.v1 import registry_pb2 as pb
@@ -22,6 +23,7 @@ from weft_registry.messages import (
     version_message,
 )
 from weft_registry.reference import AdapterName
+from weft_registry.serve.ahead import one_ahead
 from weft_registry.serve.alias_calls import AliasCalls
 from weft_registry.serve.authentication import as_caller
 from weft_registry.serve.paging import adapter_token, fitting, page_size, row_token
@@ -62,22 +64,23 @@ class RegistryServicer(AliasCalls):
     ) -> pb.WriteUploadResponse:
         """See registry.proto. What was received before a break is on disk."""
         upload_id, state = "", None
-        async for request in request_iterator:
-            if request.upload_id and upload_id and request.upload_id != upload_id:
-                raise InvalidInputError("upload_id: one call writes one upload")
-            upload_id = upload_id or request.upload_id
-            if not upload_id:
-                raise InvalidInputError("upload_id: missing in the first message")
-            if state is not None and state.complete:
-                raise InvalidInputError("finish: nothing may follow the message that finishes the upload")
-            if len(request.chunk) > MAX_CHUNK_BYTES:
-                raise InvalidInputError(f"chunk: {len(request.chunk)} bytes; at most {MAX_CHUNK_BYTES}")
-            if request.chunk or not request.finish:
-                state = await asyncio.to_thread(
-                    self._registry.write_upload, upload_id, request.offset_bytes, request.chunk
-                )
-            if request.finish:
-                state = await asyncio.to_thread(self._registry.finish_upload, upload_id)
+        async with aclosing(one_ahead(request_iterator)) as requests:
+            async for request in requests:
+                if request.upload_id and upload_id and request.upload_id != upload_id:
+                    raise InvalidInputError("upload_id: one call writes one upload")
+                upload_id = upload_id or request.upload_id
+                if not upload_id:
+                    raise InvalidInputError("upload_id: missing in the first message")
+                if state is not None and state.complete:
+                    raise InvalidInputError("finish: nothing may follow the message that finishes the upload")
+                if len(request.chunk) > MAX_CHUNK_BYTES:
+                    raise InvalidInputError(f"chunk: {len(request.chunk)} bytes; at most {MAX_CHUNK_BYTES}")
+                if request.chunk or not request.finish:
+                    state = await asyncio.to_thread(
+                        self._registry.write_upload, upload_id, request.offset_bytes, request.chunk
+                    )
+                if request.finish:
+                    state = await asyncio.to_thread(self._registry.finish_upload, upload_id)
         if state is None:
             raise InvalidInputError("upload_id: missing: the call sent no message")
         return pb.WriteUploadResponse(committed_size_bytes=state.committed_bytes, complete=state.complete)
