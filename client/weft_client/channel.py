@@ -13,9 +13,9 @@ from typing import TypedDict
 
 import grpc
 
-from weft_registry.access.login import token_for
 from weft_registry.errors import DeadlineError, UnavailableError, UnsupportedError, WeftError
-from weft_registry.status import from_rpc_error
+from weft_registry.wire.login import token_for
+from weft_registry.wire.status import from_rpc_error
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 

@@ -13,7 +13,7 @@ from weft_client.channel import OPTIONS, CallDefaults, errors_from, server_addre
 from weft_client.results import Chunk, Completion, Merge, ModelInfo, Residency, Resident, Unmerge
 from weft_client.stats import ServerStats
 from weft_client.stats_messages import parse_stats
-from weft_registry.channel import open_channel
+from weft_registry.wire.channel import open_channel
 
 AnswerT = TypeVar("AnswerT")
 

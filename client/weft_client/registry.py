@@ -12,7 +12,7 @@ from weft_client.channel import server_address
 from weft_registry import transfer
 from weft_registry.api import Progress, Published, Version
 from weft_registry.reference import AdapterName
-from weft_registry.remote import TIMEOUT_S, TRANSFER_TIMEOUT_S, RemoteRegistry
+from weft_registry.remote.registry import TIMEOUT_S, TRANSFER_TIMEOUT_S, RemoteRegistry
 
 
 class RegistryClient(RemoteRegistry):

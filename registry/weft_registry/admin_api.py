@@ -102,7 +102,7 @@ class CheckProgress:
 class RegistryAdminApi(Protocol):
     """What administrators do, in a registry of this process or at the other end of a channel.
 
-    `EmbeddedRegistry` and `weft_registry.remote_admin.RemoteAdmin` both are one. Methods raise the errors of
+    `EmbeddedRegistry` and `weft_registry.remote.admin.RemoteAdmin` both are one. Methods raise the errors of
     `weft_registry.errors`, with the statuses that registry_admin.proto states.
     """
 

@@ -1,6 +1,6 @@
 """What a registry can do, whether it is embedded in this process or reached over gRPC.
 
-`weft_registry.embedded.EmbeddedRegistry` and `weft_registry.remote.RemoteRegistry` both are one. Everything is
+`weft_registry.embedded.EmbeddedRegistry` and `weft_registry.remote.registry.RemoteRegistry` both are one. Everything is
 synchronous; an asyncio caller runs it in a thread.
 """
 

@@ -23,7 +23,6 @@ from weft_registry.access.administration import Administration
 from weft_registry.access.authenticator import Authenticator
 from weft_registry.access.blob_access import BlobAccess
 from weft_registry.access.denials import DenialLog
-from weft_registry.access.principal import EVERY, LOCAL, Principal, Scope
 from weft_registry.api import AdapterSummary, Deleted, Progress, Published, VerifyReport, Version, VersionQuery
 from weft_registry.base import BaseStore
 from weft_registry.blobs.store import BlobLimits, BlobStore, UploadState
@@ -40,12 +39,13 @@ from weft_registry.errors import (
     PreconditionError,
 )
 from weft_registry.home import Home
+from weft_registry.principal import EVERY, LOCAL, Principal, Scope
 from weft_registry.reference import LATEST, AdapterName, Reference, check_label, check_name
 from weft_registry.storage import Storage
 from weft_registry.upkeep.embedded import Upkeep
 
 if TYPE_CHECKING:
-    from weft_registry.hub.workspaces import Workspaces
+    from weft_registry.workspaces.workspaces import Workspaces
 
 MAX_LABELS = 64
 _ALL = 1 << 30
@@ -96,7 +96,8 @@ class EmbeddedRegistry(EmbeddedAliases, EmbeddedSignatures, Administration, Upke
     @property
     def workspaces(self) -> Workspaces:
         """What Hub clients commit to, as the same identity may."""
-        from weft_registry.hub.workspaces import Workspaces
+        # Imported here: only commits need what reads foreign formats.
+        from weft_registry.workspaces.workspaces import Workspaces
 
         return Workspaces(self._catalog, self._blobs, self._access, self._bases, self._principal, self.publish)
 

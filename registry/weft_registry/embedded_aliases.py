@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
-from weft_registry.access.principal import EVERY, Principal, Scope
 from weft_registry.admin_api import ProtectedAlias
 from weft_registry.api import Alias, AliasMove
 from weft_registry.catalog import alias_history, aliases, audit, protection
 from weft_registry.catalog.alias_feed import AliasCursor, AliasFeed
 from weft_registry.catalog.database import Catalog
 from weft_registry.errors import InvalidInputError
+from weft_registry.principal import EVERY, Principal, Scope
 from weft_registry.reference import AdapterName, Reference, check_label
 from weft_registry.watching import HEARTBEAT_S, EmbeddedAliasWatch
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from weft_registry import digest as digests
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.api import Signature
 from weft_registry.catalog import audit, records, signatures
 from weft_registry.catalog.database import Catalog
 from weft_registry.errors import ExhaustedError
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import Reference
 from weft_registry.signing import bundle as bundles
 

@@ -1,7 +1,7 @@
 """The errors that Weft answers, one class per gRPC status that means something different to a caller.
 
 A message says what is wrong, which thing it is about, and the way out. `reason` is a stable, upper-case word for
-programs; `metadata` holds the values that the message names. `weft_registry.status` maps them to gRPC and back.
+programs; `metadata` holds the values that the message names. `weft_registry.wire.status` maps them to gRPC and back.
 """
 
 from __future__ import annotations

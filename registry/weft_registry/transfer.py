@@ -36,7 +36,7 @@ def open_registry(home: Home, address: str | None = None) -> RegistryApi:
         from weft_registry.embedded import EmbeddedRegistry
 
         return EmbeddedRegistry(home)
-    from weft_registry.remote import RemoteRegistry
+    from weft_registry.remote.registry import RemoteRegistry
 
     return RemoteRegistry(address)
 
@@ -48,7 +48,7 @@ def open_admin(home: Home, address: str | None = None) -> RegistryAdminApi:
         from weft_registry.embedded import EmbeddedRegistry
 
         return EmbeddedRegistry(home)
-    from weft_registry.remote_admin import RemoteAdmin
+    from weft_registry.remote.admin import RemoteAdmin
 
     return RemoteAdmin(address)
 

@@ -11,8 +11,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from weft.v1 import inference_pb2 as pb
 from weft.v1 import inference_pb2_grpc as pb_grpc
-from weft_registry.access.principal import EVERY, Principal, Scope
 from weft_registry.errors import InvalidInputError
+from weft_registry.principal import EVERY, Principal, Scope
 from weft_registry.reference import Reference
 from weft_registry.serve.authentication import caller
 from weft_server.engine import Engine

@@ -11,9 +11,9 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from weft_registry.access.principal import LOCAL, Principal
 from weft_registry.composition import Part
 from weft_registry.errors import InvalidInputError, UnavailableError, Violation
+from weft_registry.principal import LOCAL, Principal
 from weft_registry.reference import Reference
 from weft_server.bridge import EngineBridge
 from weft_server.engine import (

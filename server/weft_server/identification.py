@@ -13,8 +13,8 @@ from weft_registry.access.authenticator import Authenticator
 from weft_registry.api import RegistryApi
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError
-from weft_registry.remote import RemoteRegistry
-from weft_registry.remote_identities import RemoteAuthenticator, asks_for_tokens
+from weft_registry.remote.identities import RemoteAuthenticator, asks_for_tokens
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.serve.authentication import AuthenticationInterceptor
 from weft_server.options import ServeOptions
 

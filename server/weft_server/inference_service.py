@@ -12,8 +12,8 @@ from weft import __version__
 from weft.v1 import inference_pb2 as pb
 from weft.v1 import inference_pb2_grpc as pb_grpc
 from weft_registry import canonical
-from weft_registry.access.principal import NOBODY, Principal
 from weft_registry.base import BaseSpec
+from weft_registry.principal import NOBODY, Principal
 from weft_registry.serve.authentication import caller
 from weft_server.completion import Completer, CompletionRequest
 from weft_server.engine import EngineInfo

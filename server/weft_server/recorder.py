@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from weft_registry.errors import WeftError
-from weft_registry.status import code_of
+from weft_registry.wire.status import code_of
 from weft_server.histogram import Buckets, scale
 from weft_server.stats import Histogram
 

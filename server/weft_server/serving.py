@@ -33,8 +33,8 @@ from weft_registry.errors import InvalidInputError, WeftError
 from weft_registry.hub.port import HubPort
 from weft_registry.serve.admin_service import RegistryAdminServicer
 from weft_registry.serve.ports import listen
-from weft_registry.status import ErrorInterceptor
 from weft_registry.transfer import open_registry
+from weft_registry.wire.status import ErrorInterceptor
 from weft_server.admin_service import AdapterAdminServicer
 from weft_server.bridge import EngineBridge
 from weft_server.completion import Completer

@@ -41,7 +41,7 @@ from weft_registry.errors import (
 )
 from weft_registry.home import Home
 from weft_registry.serve.service import RegistryServicer
-from weft_registry.status import ErrorInterceptor, to_rpc_status
+from weft_registry.wire.status import ErrorInterceptor, to_rpc_status
 
 HIDDEN, GROUP, RANK = 64, 32, 4
 MODULES = tuple(f"model.layers.{layer}.self_attn.{leaf}" for layer in range(2) for leaf in ("q_proj", "v_proj"))

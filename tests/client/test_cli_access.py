@@ -11,11 +11,11 @@ from click.testing import CliRunner, Result
 
 from tests.registry.access.lab import Asking, asking
 from weft_client.cli.app import app
-from weft_registry.access.login import LoginFile
-from weft_registry.access.principal import Scope
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import PreconditionError
 from weft_registry.home import Home
+from weft_registry.principal import Scope
+from weft_registry.wire.login import LoginFile
 
 Weft = Callable[..., Result]
 

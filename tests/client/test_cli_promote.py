@@ -18,7 +18,7 @@ from weft_registry.errors import AlreadyExistsError, InvalidInputError, Precondi
 from weft_registry.home import Home
 from weft_registry.manifest import Metric
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 Weft = Callable[..., Result]
 MakePeft = Callable[..., Path]

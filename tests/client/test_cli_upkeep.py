@@ -9,11 +9,11 @@ import pytest
 from click.testing import Result
 
 from tests.registry.access.lab import asking
-from weft_registry.access.principal import LOCAL
 from weft_registry.base import BaseSpec
 from weft_registry.catalog import tables
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
+from weft_registry.principal import LOCAL
 
 Weft = Callable[..., Result]
 MakePeft = Callable[..., Path]

@@ -20,7 +20,7 @@ from weft_registry.errors import UnavailableError
 from weft_registry.home import Home
 from weft_registry.kinds import kind_schema
 from weft_registry.kinds.low_rank import LowRankParams
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 T = TypeVar("T")
 

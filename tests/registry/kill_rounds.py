@@ -23,7 +23,7 @@ from weft_registry import transfer
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 _LONGEST_LIFE_S = 2.0
 _CLIENTS = 2

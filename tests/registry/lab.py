@@ -29,9 +29,9 @@ from weft_registry.kinds.low_rank import LowRankParams
 from weft_registry.kinds.prefix import PrefixParams
 from weft_registry.kinds.prompt import PromptParams
 from weft_registry.kinds.qalora import QaLoraParams
-from weft_registry.messages import MAX_MESSAGE_BYTES
 from weft_registry.serve.service import RegistryServicer
-from weft_registry.status import ErrorInterceptor
+from weft_registry.wire.messages import MAX_MESSAGE_BYTES
+from weft_registry.wire.status import ErrorInterceptor
 
 ROOT = Path(__file__).parents[2]
 MODULES = {

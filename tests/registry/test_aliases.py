@@ -14,7 +14,6 @@ import sqlalchemy as sa
 
 from tests.registry.lab import python, serving
 from weft_registry import transfer
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.admin_api import ProtectedAlias
 from weft_registry.api import AliasMove, AliasNews, AliasWatch, RegistryApi
 from weft_registry.catalog import tables as t
@@ -30,8 +29,9 @@ from weft_registry.errors import (
     UnavailableError,
 )
 from weft_registry.home import Home
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.serve import alias_calls
 from weft_registry.serve.options import RegistryServeOptions
 from weft_registry.serve.serving import running
@@ -166,7 +166,7 @@ def test_the_history_comes_in_pages_and_whole(
     assert [move.sequence for move in everything] == sorted((move.sequence for move in everything), reverse=True)
     assert {move.alias for move in everything} == {"latest", "production"}
     assert {move.actor for move in everything} == {"local"}
-    monkeypatch.setattr("weft_registry.remote_aliases._PAGE", 5)
+    monkeypatch.setattr("weft_registry.remote.aliases._PAGE", 5)
     with serving(registry) as target, closing(RemoteRegistry(target)) as remote:
         assert remote.list_alias_moves(NAME) == everything
         assert (

@@ -18,7 +18,6 @@ from tests.backends.fresh import SERVER, fresh_database, only_on_disk
 from tests.registry.lab import python
 from weft_registry import artifact, transfer
 from weft_registry import digest as digests
-from weft_registry.access.principal import NOBODY
 from weft_registry.admin_api import Quota
 from weft_registry.api import Version
 from weft_registry.blobs.local import LocalBlobStore
@@ -27,6 +26,7 @@ from weft_registry.catalog.database import Catalog
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import CorruptionError, NotFoundError, PreconditionError, UnauthenticatedError
 from weft_registry.home import Home
+from weft_registry.principal import NOBODY
 from weft_registry.reference import AdapterName
 from weft_registry.storage import Storage
 from weft_registry.upkeep import backup as backups

@@ -16,13 +16,13 @@ from tests.registry.lab import add_base, upload_all
 from tests.registry.test_kinds_of_our_own import BOTTLENECK, fused, published, write
 from weft_registry import artifact, transfer
 from weft_registry import parts as parts_module
-from weft_registry.access.principal import NOBODY
 from weft_registry.admin_api import CheckProgress
 from weft_registry.api import Version
 from weft_registry.catalog import tables as t
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import NotFoundError, UnauthenticatedError
 from weft_registry.home import Home
+from weft_registry.principal import NOBODY
 from weft_registry.reference import AdapterName
 
 NAME, OTHER = AdapterName("team", "support"), AdapterName("team", "sales")

@@ -16,7 +16,6 @@ from tests.backends.fresh import only_on_disk
 from tests.registry.lab import python, upload_all
 from weft_registry import digest as digests
 from weft_registry import transfer, validation
-from weft_registry.access.principal import NOBODY, Principal, Scope
 from weft_registry.blobs.local import LocalBlobStore
 from weft_registry.blobs.store import StoredBlob
 from weft_registry.catalog import leases, records
@@ -24,6 +23,7 @@ from weft_registry.catalog import tables as t
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import ForbiddenError, PreconditionError, UnauthenticatedError
 from weft_registry.home import Home
+from weft_registry.principal import NOBODY, Principal, Scope
 from weft_registry.reference import AdapterName
 from weft_registry.upkeep import holds
 from weft_registry.upkeep.collector import Collector

@@ -13,14 +13,14 @@ import sqlalchemy as sa
 from tests.registry.lab import seal, serving
 from tests.registry.test_kinds_of_our_own import BOTTLENECK, fused, published, write
 from weft_registry import artifact, transfer
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.api import RegistryApi, VersionQuery
 from weft_registry.catalog import tables as t
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import ForbiddenError, NotFoundError, PreconditionError
 from weft_registry.manifest import Metric
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 NewArtifact = Callable[..., Path]
 NAME = AdapterName("team", "support")

@@ -22,7 +22,7 @@ from weft_registry.headers import HeaderEntry
 from weft_registry.kinds.low_rank import LowRankParams
 from weft_registry.manifest import Metric
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.tensor_diff import TensorDiff, decode, overall, product_norm, ratio
 
 NAME = AdapterName("team", "support")

@@ -18,7 +18,6 @@ import pytest
 from tests.registry.hub_lab import Reply, ask, ask_json, ndjson
 from tests.registry.lab import add_base
 from weft_registry import artifact
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnauthenticatedError
 from weft_registry.home import Home
@@ -27,6 +26,7 @@ from weft_registry.hub.bodies import BodyLimits
 from weft_registry.hub.commits import CommitLimits
 from weft_registry.hub.lfs import PERMIT_S, Permit, Permits
 from weft_registry.hub.port import HubPort
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
 
 NewArtifact = Callable[..., Path]

@@ -19,13 +19,13 @@ from tests.registry.access.lab import Authority
 from tests.registry.hub_lab import Reply, ask, ask_json, environment, hf, ndjson
 from tests.registry.lab import add_base
 from weft_registry import artifact, transfer
-from weft_registry.access.principal import NOBODY, anonymous_reader
-from weft_registry.access.tls import TlsFiles
 from weft_registry.admin_api import Quota
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.hub.port import HubPort
+from weft_registry.principal import NOBODY, anonymous_reader
 from weft_registry.reference import AdapterName
+from weft_registry.wire.tls import TlsFiles
 
 NewArtifact = Callable[..., Path]
 NAME, OTHER = AdapterName("acme", "topics"), AdapterName("globex", "secret")

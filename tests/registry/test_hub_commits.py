@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from weft_registry.errors import WeftError
-from weft_registry.hub.commits import Commit, CommitLimits, CommitReader, Delete, Put
+from weft_registry.hub.commits import CommitLimits, CommitReader
+from weft_registry.workspaces.commit import Commit, Delete, Put
 
 HEADER: dict[str, Any] = {"key": "header", "value": {"summary": "s", "description": ""}}
 OID = "ab" * 32

@@ -16,8 +16,8 @@ from weft_registry.catalog import tables as t
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.hub.commits import CommitReader
-from weft_registry.hub.workspaces import Committed
 from weft_registry.reference import AdapterName
+from weft_registry.workspaces.workspaces import Committed
 
 NewArtifact = Callable[..., Path]
 NAME = AdapterName("acme", "topics")
@@ -25,12 +25,12 @@ NAME = AdapterName("acme", "topics")
 POINTS = {
     "before the first blob": ("weft_registry.access.blob_access:BlobAccess", "put_file", "before"),
     "after the first blob": ("weft_registry.access.blob_access:BlobAccess", "put_file", "after"),
-    "before the files are examined": ("weft_registry.hub.importing", "examine", "before"),
-    "before the transaction": ("weft_registry.hub.importing", "examine", "after"),
+    "before the files are examined": ("weft_registry.workspaces.importing", "examine", "before"),
+    "before the transaction": ("weft_registry.workspaces.importing", "examine", "after"),
     "inside the transaction": ("weft_registry.catalog.branches", "remove", "after"),
     "before the version": ("weft_registry.catalog.changes", "insert_version", "before"),
     "after the version": ("weft_registry.catalog.changes", "insert_version", "after"),
-    "after the commit": ("weft_registry.hub.workspaces:Workspaces", "commit", "after"),
+    "after the commit": ("weft_registry.workspaces.workspaces:Workspaces", "commit", "after"),
 }
 SCRIPT = """
 import importlib, os, signal, sys

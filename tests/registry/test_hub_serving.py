@@ -21,9 +21,9 @@ from weft_registry import digest as digests
 from weft_registry import transfer
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
-from weft_registry.hub.commits import Commit, Put
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
+from weft_registry.workspaces.commit import Commit, Put
 
 NewArtifact = Callable[..., Path]
 NAME = AdapterName("acme", "topics")

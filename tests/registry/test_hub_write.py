@@ -37,9 +37,9 @@ from weft_registry import artifact, transfer
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import NotFoundError
 from weft_registry.home import Home
-from weft_registry.hub.branch_state import MAIN
 from weft_registry.hub.port import HubPort
 from weft_registry.reference import AdapterName
+from weft_registry.workspaces.branch_state import MAIN
 
 NewArtifact = Callable[..., Path]
 NAME = AdapterName("acme", "topics")

@@ -12,10 +12,11 @@ import pytest
 from tests.backends.fresh import only_on_disk
 from tests.registry.kill_lab import Client, Fault, ServedRegistry, insist, large_artifact
 from tests.registry.kill_rounds import kill_in_rounds
-from weft_registry import remote, transfer
+from weft_registry import transfer
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
+from weft_registry.remote import registry as remote
 
 NAME = AdapterName("team", "support")
 _UPLOADS = "weft_registry.blobs.staging:ReceivingStore"

@@ -13,7 +13,7 @@ from tests.registry.lab import python
 from weft_registry import transfer
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 MEBIBYTES, BOUND_MIB = 256, 64
 

@@ -23,7 +23,6 @@ from tests.registry.lab import serving
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
 from weft_registry import artifact, staleness, transfer
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.api import Version
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (
@@ -34,20 +33,21 @@ from weft_registry.errors import (
 )
 from weft_registry.home import Home
 from weft_registry.hub.port import HubPort
-from weft_registry.hub.workspaces import Workspaces
-from weft_registry.messages import MAX_MESSAGE_BYTES
 from weft_registry.mirror import fetches
 from weft_registry.mirror import registry as mirror_registry
 from weft_registry.mirror.follower import Follower
 from weft_registry.mirror.registry import MirrorRegistry
 from weft_registry.mirror.upstream import UnreachableError, Upstream
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.serve.service import RegistryServicer
 from weft_registry.serve.staleness import StalenessInterceptor
 from weft_registry.signing.keys import digest_of_private, read_public
 from weft_registry.signing.sign import require, sign
-from weft_registry.status import ErrorInterceptor
+from weft_registry.wire.messages import MAX_MESSAGE_BYTES
+from weft_registry.wire.status import ErrorInterceptor
+from weft_registry.workspaces.workspaces import Workspaces
 
 NewArtifact = Callable[..., Path]
 NAME = AdapterName("acme", "topics")

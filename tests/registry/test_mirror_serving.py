@@ -21,7 +21,7 @@ from tests.registry.lab import ROOT
 from weft_registry import transfer
 from weft_registry.errors import PreconditionError
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 NewArtifact = Callable[..., Path]
 NAME = AdapterName("acme", "topics")

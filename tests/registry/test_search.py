@@ -15,15 +15,15 @@ import sqlalchemy as sa
 
 from tests.registry.lab import BASE, add_base, seal, serving
 from weft_registry import transfer
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.api import Version, VersionQuery
 from weft_registry.catalog.quick_listing import list_summaries
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError
 from weft_registry.home import Home
 from weft_registry.manifest import Metric
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 NewArtifact = Callable[..., Path]
 DATA = "sha256:" + "ab" * 32

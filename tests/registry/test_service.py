@@ -31,11 +31,11 @@ from weft_registry.errors import (
     WeftError,
 )
 from weft_registry.home import Home
-from weft_registry.messages import MAX_CHUNK_BYTES
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.serve import paging
-from weft_registry.status import from_rpc_error
+from weft_registry.wire.messages import MAX_CHUNK_BYTES
+from weft_registry.wire.status import from_rpc_error
 
 NewArtifact = Callable[..., Path]
 NAME = AdapterName("team", "support")
@@ -147,7 +147,7 @@ from weft.v1 import registry_pb2_grpc
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.serve.service import RegistryServicer
-from weft_registry.status import ErrorInterceptor
+from weft_registry.wire.status import ErrorInterceptor
 
 async def main():
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
@@ -360,7 +360,7 @@ def test_a_read_that_broke_off_goes_on_with_the_next_byte(
 
 
 def test_nobody_there_is_unavailable_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weft_registry.remote.MAX_DELAY_S", 0.01)
+    monkeypatch.setattr("weft_registry.remote.registry.MAX_DELAY_S", 0.01)
     remote = RemoteRegistry("127.0.0.1:1")
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 .*--registry") as caught:
         remote.resolve("team/support")

@@ -16,7 +16,6 @@ from tests.registry.keys import make_keys
 from tests.registry.lab import serving
 from weft_registry import digest as digests
 from weft_registry import transfer
-from weft_registry.access.principal import Principal, Scope, anonymous_reader
 from weft_registry.api import RegistryApi, Version
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (
@@ -28,8 +27,9 @@ from weft_registry.errors import (
     PreconditionError,
     UnauthenticatedError,
 )
+from weft_registry.principal import Principal, Scope, anonymous_reader
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.signing import bundle as bundles
 from weft_registry.signing.keys import PublicKey, digest_of_private, read_public
 from weft_registry.signing.sign import require, sign, verify

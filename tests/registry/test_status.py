@@ -14,8 +14,9 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft_registry import errors, status
+from weft_registry import errors
 from weft_registry.errors import Violation, WeftError
+from weft_registry.wire import status
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WeftError)]
 

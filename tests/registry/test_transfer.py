@@ -16,7 +16,7 @@ from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import CorruptionError, NotFoundError, PreconditionError, UnavailableError
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 NewArtifact = Callable[..., Path]
 NAME = AdapterName("team", "support")

@@ -15,7 +15,7 @@ from tests.tiny_models import AddedBase
 from weft_registry.api import AliasWatch
 from weft_registry.errors import NotFoundError, OffsetError, UnavailableError, UnsupportedError
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.transfer import push
 from weft_server.reload import Reloader
 from weft_server.residency import Residency

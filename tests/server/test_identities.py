@@ -14,7 +14,6 @@ from tests.server.homes import prepare
 from tests.tiny_models import AddedBase
 from weft_client import AsyncInferenceClient, RegistryClient
 from weft_registry.access.options import AccessOptions
-from weft_registry.access.tls import TlsFiles
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (
     ForbiddenError,
@@ -29,6 +28,7 @@ from weft_registry.reference import AdapterName
 from weft_registry.serve.options import RegistryServeOptions
 from weft_registry.serve.serving import running as registry_running
 from weft_registry.transfer import pull, push
+from weft_registry.wire.tls import TlsFiles
 from weft_server.options import ServeOptions
 from weft_server.serving import Running, running
 

@@ -37,7 +37,7 @@ def access_options(function: F) -> F:
 def taken(settings: dict[str, Any]) -> AccessOptions:
     """Takes the options out of a command's settings. Raises `InvalidInputError` for what contradicts itself, and for
     files that are not what they should be."""
-    from weft_registry.access.tls import tls_files
+    from weft_registry.wire.tls import tls_files
 
     files = tls_files(settings.pop("tls_cert"), settings.pop("tls_key"), settings.pop("tls_client_ca"))
     return AccessOptions(settings.pop("auth"), settings.pop("anonymous_read"), files)

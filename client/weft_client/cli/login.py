@@ -43,9 +43,9 @@ def login(address: str, token_stdin: bool, as_json: bool) -> None:
       weft login --registry registry.example:50052
       weft login --registry grpcs://registry.example:50052 --token-stdin < token
     """
-    from weft_registry.access.login import LoginFile
     from weft_registry.home import Home
-    from weft_registry.remote import RemoteRegistry
+    from weft_registry.remote.registry import RemoteRegistry
+    from weft_registry.wire.login import LoginFile
 
     token = (sys.stdin.readline() if token_stdin else click.prompt("Token", hide_input=True, err=True)).strip()
     if not token:
@@ -72,8 +72,8 @@ def logout(address: str, as_json: bool) -> None:
     Example:
       weft logout --registry registry.example:50052
     """
-    from weft_registry.access.login import LoginFile
     from weft_registry.home import Home
+    from weft_registry.wire.login import LoginFile
 
     if not LoginFile(Home.from_environment()).remove(address):
         raise Failure(f"no token for {address} was stored")
@@ -93,7 +93,7 @@ def whoami(address: str, as_json: bool) -> None:
     Example:
       weft whoami --registry registry.example:50052
     """
-    from weft_registry.remote import RemoteRegistry
+    from weft_registry.remote.registry import RemoteRegistry
 
     registry = RemoteRegistry(address)
     try:

@@ -11,8 +11,8 @@ import click
 from weft_client.cli.options import json_option, registry_option
 from weft_client.cli.output import Column, echo_json, echo_table, moment, timestamp
 from weft_client.cli.sources import administered
-from weft_registry.access.principal import EVERY, Scope
 from weft_registry.admin_api import Token
+from weft_registry.principal import EVERY, Scope
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 

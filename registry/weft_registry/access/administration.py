@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 from weft_registry.access import audit_log, quotas, tokens
 from weft_registry.access.denials import DenialLog
-from weft_registry.access.principal import EVERY, Principal, Scope
 from weft_registry.admin_api import AuditEntry, NewToken, Quota, Token, Usage
 from weft_registry.api import Identity
 from weft_registry.catalog import audit
 from weft_registry.catalog.database import Catalog
+from weft_registry.principal import EVERY, Principal, Scope
 
 
 class Administration:

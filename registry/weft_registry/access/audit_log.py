@@ -7,10 +7,10 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from weft_registry.access.principal import Principal
 from weft_registry.admin_api import AuditEntry
 from weft_registry.catalog import records
 from weft_registry.catalog import tables as t
+from weft_registry.principal import Principal
 
 
 def page(

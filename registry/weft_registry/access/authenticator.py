@@ -15,11 +15,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from weft_registry import digest as digests
-from weft_registry.access.principal import LOCAL, Principal, Scope
 from weft_registry.catalog import records
 from weft_registry.catalog import tables as t
 from weft_registry.catalog.database import Catalog
 from weft_registry.errors import UnauthenticatedError
+from weft_registry.principal import LOCAL, Principal, Scope
 
 TOKEN = re.compile(r"weft_([0-9a-f]{16})_([0-9a-f]{64})")
 """A token as its holder says it: `weft_`, its id, and a secret of 256 random bits."""

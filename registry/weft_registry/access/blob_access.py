@@ -18,7 +18,6 @@ from sqlalchemy import Connection
 
 from weft_registry import digest as digests_of
 from weft_registry.access import quotas
-from weft_registry.access.principal import EVERY, Principal, Scope
 from weft_registry.api import Progress
 from weft_registry.blobs.store import BlobStore, UploadState, upload_id_of
 from weft_registry.blobs.verified import no_blob
@@ -26,6 +25,7 @@ from weft_registry.catalog import leases, records
 from weft_registry.catalog import tables as t
 from weft_registry.catalog.database import Catalog
 from weft_registry.errors import CorruptionError, InvalidInputError, NotFoundError
+from weft_registry.principal import EVERY, Principal, Scope
 from weft_registry.reference import AdapterName
 
 _MAX_REMEMBERED = 10_000

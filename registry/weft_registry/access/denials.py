@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from weft_registry.access.principal import Principal
 from weft_registry.catalog import audit
 from weft_registry.catalog.database import Catalog
 from weft_registry.errors import WeftError
+from weft_registry.principal import Principal
 
 MAX_PER_MINUTE = 10
 """Lines of one identity from one address."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weft_registry.access.principal import LOCAL, NOBODY, Principal, anonymous_reader
-from weft_registry.access.tls import TlsFiles
 from weft_registry.errors import InvalidInputError
+from weft_registry.principal import LOCAL, NOBODY, Principal, anonymous_reader
+from weft_registry.wire.tls import TlsFiles
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from weft_registry.access.principal import EVERY
 from weft_registry.admin_api import Quota, Usage
 from weft_registry.catalog import records
 from weft_registry.catalog import tables as t
 from weft_registry.errors import ExhaustedError, InvalidInputError
+from weft_registry.principal import EVERY
 from weft_registry.reference import check_name
 
 UPLOAD_IDLE_S = 24 * 3600.0

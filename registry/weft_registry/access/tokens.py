@@ -17,11 +17,11 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from weft_registry import digest as digests
-from weft_registry.access.principal import ANONYMOUS, EVERY, LOCAL, Principal, Scope
 from weft_registry.admin_api import NewToken, Token
 from weft_registry.catalog import audit, records
 from weft_registry.catalog import tables as t
 from weft_registry.errors import AlreadyExistsError, ForbiddenError, InvalidInputError, NotFoundError
+from weft_registry.principal import ANONYMOUS, EVERY, LOCAL, Principal, Scope
 from weft_registry.reference import check_name
 
 MAX_NAMESPACES = 100

@@ -14,7 +14,6 @@ from dataclasses import replace
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from weft_registry.access.principal import Principal
 from weft_registry.api import Alias, Version
 from weft_registry.catalog import alias_history, audit, protection, records
 from weft_registry.catalog import tables as t
@@ -26,6 +25,7 @@ from weft_registry.errors import (
     PreconditionError,
 )
 from weft_registry.names import nearest
+from weft_registry.principal import Principal
 from weft_registry.reference import LATEST, AdapterName, Reference
 
 ABSENT = "none"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.api import Deleted
 from weft_registry.catalog import aliases, audit, records
 from weft_registry.catalog import tables as t
@@ -17,6 +16,7 @@ from weft_registry.kinds import KIND_SCHEMAS
 from weft_registry.kinds.schema import CompositeSchema
 from weft_registry.manifest import Manifest
 from weft_registry.parts import parts_of
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import LATEST, AdapterName, Reference
 
 _SHOWN = 5

@@ -13,10 +13,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.admin_api import ProtectedAlias
 from weft_registry.catalog import tables as t
 from weft_registry.errors import ForbiddenError, InvalidInputError, NotFoundError, PreconditionError
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import LATEST, AdapterName, check_label, check_name
 
 _MAX_TOKENS = 100

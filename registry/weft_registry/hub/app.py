@@ -18,7 +18,6 @@ from urllib.parse import parse_qs, quote
 
 from weft_registry import artifact
 from weft_registry.access.authenticator import Authenticator
-from weft_registry.access.principal import EVERY, LOCAL, NOBODY, Principal, Scope
 from weft_registry.api import Version
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError, UnauthenticatedError, WeftError
@@ -32,6 +31,7 @@ from weft_registry.hub.requests import Request
 from weft_registry.hub.revisions import Found
 from weft_registry.hub.routes import Route, route
 from weft_registry.hub.writing import Writer
+from weft_registry.principal import EVERY, LOCAL, NOBODY, Principal, Scope
 
 Send = Callable[[Message], Awaitable[None]]
 MAX_QUERY_BYTES = 4096

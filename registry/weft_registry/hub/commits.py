@@ -6,7 +6,7 @@
     {"key": "deletedFile" or "deletedFolder", "value": {"path": ...}}
 
 A line can be gigabytes long, so contents are decoded, hashed and written to temporary files as they come; of all else a
-line holds at most `max_line_bytes`. Nothing here is published or looked up: see `weft_registry.hub.workspaces`.
+line holds at most `max_line_bytes`. Nothing here is published or looked up: see `weft_registry.workspaces.workspaces`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 
 from weft_registry.errors import InvalidInputError, UnsupportedError
 from weft_registry.hub.contents import Content
-from weft_registry.hub.paths import check_path, is_dropped
+from weft_registry.workspaces.commit import Commit, Delete, Put
+from weft_registry.workspaces.paths import check_path, is_dropped
 
 _CONTENT = re.compile(rb'"content"\s{0,8}:\s{0,8}"')
 _LOOK_BACK = 64
@@ -42,39 +43,6 @@ class CommitLimits:
     max_operations: int = 1000
     max_line_bytes: int = 64 << 10
     """Of a line, its content left out."""
-
-
-@dataclass(frozen=True)
-class Put:
-    """A file is to have these bytes."""
-
-    path: str
-    sha256: str
-    """ "sha256:" and 64 digits."""
-    size_bytes: int | None
-    """None where the client refers to bytes that are there and does not say."""
-    spooled: Path | None
-    """The bytes; None: the namespace has shown them before, as an LFS object or as another file."""
-
-
-@dataclass(frozen=True)
-class Delete:
-    """A file, or with `folder` everything under a path, is to go."""
-
-    path: str
-    folder: bool
-
-
-@dataclass(frozen=True)
-class Commit:
-    """A commit that has arrived whole."""
-
-    summary: str
-    parent: str
-    """The commit id, or its first digits, that the branch must be at; empty for whatever it is at."""
-    operations: tuple[Put | Delete, ...]
-    dropped: tuple[str, ...]
-    """Files that clients send along and no artifact holds: see `weft_registry.hub.paths`."""
 
 
 class CommitReader:

@@ -10,12 +10,12 @@ from typing import Any
 
 from weft_registry import artifact
 from weft_registry.api import Version
-from weft_registry.hub.branch_state import MAIN
 from weft_registry.hub.revisions import Found, commit_id
-from weft_registry.hub.workspaces import Workspace
 from weft_registry.kinds import KIND_SCHEMAS
 from weft_registry.kinds.schema import PeftSchema
 from weft_registry.reference import LATEST
+from weft_registry.workspaces.branch_state import MAIN
+from weft_registry.workspaces.workspaces import Workspace
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError, UnauthenticatedError, UnsupportedError
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
 
 MAX_OBJECTS = 1000

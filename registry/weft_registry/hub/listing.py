@@ -12,8 +12,8 @@ from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_registry.hub import documents
 from weft_registry.hub.revisions import Found
-from weft_registry.hub.workspaces import Workspace
 from weft_registry.reference import AdapterName, check_name
+from weft_registry.workspaces.workspaces import Workspace
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000

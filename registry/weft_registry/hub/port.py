@@ -17,13 +17,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from weft_registry.access.authenticator import Authenticator
-from weft_registry.access.tls import TlsFiles
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnavailableError
 from weft_registry.hub.app import HubApp
 from weft_registry.hub.bodies import BodyLimits
 from weft_registry.hub.commits import CommitLimits
-from weft_registry.serve.staleness import marking_stale
+from weft_registry.hub.staleness import marking_stale
+from weft_registry.wire.tls import TlsFiles
 
 MAX_HEADER_BYTES = 16 << 10
 MAX_CONNECTIONS = 256

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from weft_registry import card
-from weft_registry.access.principal import EVERY, Principal, Scope
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError, UnsupportedError
+from weft_registry.principal import EVERY, Principal, Scope
 from weft_registry.reference import AdapterName
 
 _REPO_KEYS = {"name", "organization", "type", "private", "visibility"}

@@ -6,12 +6,12 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
-from weft_registry.access.principal import Principal
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnsupportedError
 from weft_registry.hub import revisions
 from weft_registry.hub.bodies import Body
 from weft_registry.hub.routes import Route
+from weft_registry.principal import Principal
 from weft_registry.reference import AdapterName
 
 _AT_ONCE = 1 << 20

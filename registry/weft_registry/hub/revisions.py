@@ -12,9 +12,9 @@ import re
 from weft_registry.api import Version
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError, NotFoundError, UnavailableError
-from weft_registry.hub.branch_state import COMMIT_DIGITS, MAIN
-from weft_registry.hub.workspaces import Workspace
 from weft_registry.reference import LATEST, AdapterName, check_label
+from weft_registry.workspaces.branch_state import COMMIT_DIGITS, MAIN
+from weft_registry.workspaces.workspaces import Workspace
 
 Found = Version | Workspace
 _COMMIT = re.compile(r"[0-9a-f]{40}")

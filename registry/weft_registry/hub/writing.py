@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from weft_registry import artifact
-from weft_registry.access.principal import Principal
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (
     AlreadyExistsError,
@@ -28,10 +27,11 @@ from weft_registry.hub import lfs, repos, revisions
 from weft_registry.hub.answers import Answer, error_answer, json_answer
 from weft_registry.hub.bodies import NDJSON
 from weft_registry.hub.commits import CommitLimits, CommitReader
-from weft_registry.hub.paths import check_path, dropped_warning, is_dropped
 from weft_registry.hub.requests import Request, pieces, warnings
 from weft_registry.hub.routes import Route
-from weft_registry.hub.workspaces import Workspace
+from weft_registry.principal import Principal
+from weft_registry.workspaces.paths import check_path, dropped_warning, is_dropped
+from weft_registry.workspaces.workspaces import Workspace
 
 MAX_RECEIVING = 16
 """Commits and objects that may arrive at once."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from weft_registry import artifact, staleness
 from weft_registry import digest as digests
 from weft_registry.access.blob_access import BlobAccess
-from weft_registry.access.principal import LOCAL
 from weft_registry.api import Signature, Version
 from weft_registry.blobs.store import BlobLimits
 from weft_registry.catalog import mirrored, records, signatures
@@ -28,12 +27,13 @@ from weft_registry.home import Home
 from weft_registry.manifest import Manifest
 from weft_registry.mirror.blobs import PullThroughBlobs
 from weft_registry.mirror.upstream import UnreachableError, Upstream
+from weft_registry.principal import LOCAL
 from weft_registry.reference import AdapterName, Reference
 from weft_registry.signing import bundle as bundles
 from weft_registry.storage import Storage
 
 if TYPE_CHECKING:
-    from weft_registry.hub.workspaces import Workspaces
+    from weft_registry.workspaces.workspaces import Workspaces
 
 LISTED_S = 2.0
 """An adapter's versions are listed upstream at most so often; a page after the first asks nothing."""
@@ -75,7 +75,7 @@ REFUSED_TO_HUB_CLIENTS = frozenset(
         "create_tag",
     }
 )
-"""Of `weft_registry.hub.workspaces.Workspaces`; a mirror has none."""
+"""Of `weft_registry.workspaces.workspaces.Workspaces`; a mirror has none."""
 
 
 class MirrorRegistry(EmbeddedRegistry):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from weft_registry.errors import DeadlineError, ForbiddenError, UnauthenticatedError, UnavailableError
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 TOKEN_VARIABLE = "WEFT_UPSTREAM_TOKEN"
 ASK_S = 3.0

@@ -1,6 +1,6 @@
 """RegistryAdminService over gRPC: messages in, an embedded registry's answers out, as the caller may have them.
 
-Raises `WeftError`s; `weft_registry.status.ErrorInterceptor`, which the server must have, turns them into statuses.
+Raises `WeftError`s; `weft_registry.wire.status.ErrorInterceptor`, which the server must have, turns them into statuses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import Any
 
 from weft.v1 import registry_admin_pb2 as pb
 from weft.v1 import registry_admin_pb2_grpc
-from weft_registry.admin_messages import (
+from weft_registry.embedded import EmbeddedRegistry
+from weft_registry.errors import InvalidInputError
+from weft_registry.serve.authentication import as_caller
+from weft_registry.wire.admin_messages import (
     entry_message,
     protected_from,
     protected_message,
@@ -19,10 +22,7 @@ from weft_registry.admin_messages import (
     quota_message,
     token_message,
 )
-from weft_registry.embedded import EmbeddedRegistry
-from weft_registry.errors import InvalidInputError
-from weft_registry.messages import optional_time
-from weft_registry.serve.authentication import as_caller
+from weft_registry.wire.messages import optional_time
 
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100

@@ -10,13 +10,13 @@ from typing import Any
 
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
-from weft_registry.alias_messages import alias_message, move_message, news_message
 from weft_registry.api import AliasNews
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import ExhaustedError
 from weft_registry.reference import AdapterName
 from weft_registry.serve import paging
 from weft_registry.watching import HEARTBEAT_S
+from weft_registry.wire.alias_messages import alias_message, move_message, news_message
 
 MAX_WATCHES = 256
 MAX_WATCH_S = 300.0

@@ -19,10 +19,10 @@ from urllib.parse import unquote
 import grpc
 
 from weft_registry.access.authenticator import Authenticator
-from weft_registry.access.principal import LOCAL, NOBODY, Principal
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnauthenticatedError, UnsupportedError, WeftError
-from weft_registry.handlers import answering_with, behavior_of
+from weft_registry.principal import LOCAL, NOBODY, Principal
+from weft_registry.wire.handlers import answering_with, behavior_of
 
 _CALLER: ContextVar[Principal | WeftError] = ContextVar("weft_caller", default=LOCAL)
 _OURS = "/weft.v1."
@@ -58,7 +58,7 @@ def as_caller(registry: EmbeddedRegistry) -> EmbeddedRegistry:
 class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses calls whose token is not valid, and calls without one where there is nothing for nobody in particular.
 
-    Goes behind `weft_registry.status.ErrorInterceptor`, which turns its `UnauthenticatedError` into the status.
+    Goes behind `weft_registry.wire.status.ErrorInterceptor`, which turns its `UnauthenticatedError` into the status.
     """
 
     def __init__(self, authenticator: Identities, registry: EmbeddedRegistry | None, *, required: bool = True) -> None:

@@ -6,9 +6,9 @@ import sys
 
 import grpc
 
-from weft_registry.access.endpoint import is_loopback
-from weft_registry.access.tls import TlsFiles
 from weft_registry.errors import UnavailableError
+from weft_registry.wire.endpoint import is_loopback
+from weft_registry.wire.tls import TlsFiles
 
 
 def listen(server: grpc.aio.Server, host: str, port: int, tls: TlsFiles | None, *, authenticated: bool) -> str:

@@ -1,6 +1,6 @@
 """RegistryService over gRPC: messages in, an embedded registry's answers out. Hashing and SQL happen in threads.
 
-Raises `WeftError`s; `weft_registry.status.ErrorInterceptor`, which the server must have, turns them into statuses.
+Raises `WeftError`s; `weft_registry.wire.status.ErrorInterceptor`, which the server must have, turns them into statuses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from weft.v1 import registry_pb2 as pb
 from weft_registry import digest as digests
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError, OffsetError
-from weft_registry.messages import (
+from weft_registry.reference import AdapterName
+from weft_registry.serve.ahead import one_ahead
+from weft_registry.serve.alias_calls import AliasCalls
+from weft_registry.serve.authentication import as_caller
+from weft_registry.serve.paging import adapter_token, fitting, page_size, row_token
+from weft_registry.wire.messages import (
     MAX_CHUNK_BYTES,
     identity_message,
     query_from,
@@ -22,11 +27,6 @@ from weft_registry.messages import (
     summary_message,
     version_message,
 )
-from weft_registry.reference import AdapterName
-from weft_registry.serve.ahead import one_ahead
-from weft_registry.serve.alias_calls import AliasCalls
-from weft_registry.serve.authentication import as_caller
-from weft_registry.serve.paging import adapter_token, fitting, page_size, row_token
 
 MAX_DIGESTS = 1000
 

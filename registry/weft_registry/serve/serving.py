@@ -18,7 +18,6 @@ from weft.v1 import registry_admin_pb2, registry_admin_pb2_grpc, registry_pb2, r
 from weft_registry.allocator import keep_freed_chunks
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.hub.port import HubPort
-from weft_registry.messages import MAX_MESSAGE_BYTES
 from weft_registry.mirror.follower import Follower
 from weft_registry.mirror.registry import MirrorRegistry
 from weft_registry.mirror.upstream import Upstream
@@ -28,8 +27,9 @@ from weft_registry.serve.options import RegistryServeOptions
 from weft_registry.serve.ports import listen
 from weft_registry.serve.service import RegistryServicer
 from weft_registry.serve.staleness import StalenessInterceptor
-from weft_registry.status import ErrorInterceptor
 from weft_registry.storage import Storage
+from weft_registry.wire.messages import MAX_MESSAGE_BYTES
+from weft_registry.wire.status import ErrorInterceptor
 
 UPSTREAM_HEALTH = "weft.upstream"
 """What the health service calls the upstream of a mirror."""

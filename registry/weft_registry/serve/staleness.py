@@ -1,20 +1,15 @@
-"""Puts the note that an answer may be out of date (`weft_registry.staleness`) where callers can read it."""
+"""Puts the note that an answer may be out of date (`weft_registry.staleness`) where gRPC callers can read it."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 
-from weft_registry.handlers import answering_with
 from weft_registry.staleness import HEADER, collecting
-
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-Receive = Callable[[], Awaitable[Message]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
+from weft_registry.wire.handlers import answering_with
 
 
 class StalenessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -39,19 +34,3 @@ class StalenessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg
             return answer
 
         return answering_with(handler, handle)
-
-
-def marking_stale(application: Application) -> Application:
-    """An ASGI application that says it in a header."""
-
-    async def call(scope: Message, receive: Receive, send: Send) -> None:
-        with collecting() as notes:
-
-            async def marked(message: Message) -> None:
-                if notes and message["type"] == "http.response.start":
-                    message = {**message, "headers": [*message["headers"], (HEADER.encode(), notes[0].encode("ascii"))]}
-                await send(message)
-
-            await application(scope, receive, marked)
-
-    return call

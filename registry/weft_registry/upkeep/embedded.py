@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weft_registry.access.principal import EVERY, Principal, Scope
 from weft_registry.admin_api import CheckProgress, GarbageReport
 from weft_registry.blobs.store import BlobStore
 from weft_registry.catalog.database import Catalog
 from weft_registry.errors import InvalidInputError
+from weft_registry.principal import EVERY, Principal, Scope
 
 if TYPE_CHECKING:
     from weft_registry.upkeep.backup import BackupReport, Watch

@@ -19,17 +19,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from weft.v1 import registry_admin_pb2_grpc, registry_pb2_grpc
-from weft_registry.access.principal import NOBODY, Principal
-from weft_registry.access.tls import TlsFiles
 from weft_registry.embedded import EmbeddedRegistry
-from weft_registry.messages import MAX_MESSAGE_BYTES
-from weft_registry.remote import RemoteRegistry
-from weft_registry.remote_admin import RemoteAdmin
+from weft_registry.principal import NOBODY, Principal
+from weft_registry.remote.admin import RemoteAdmin
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.serve.admin_service import RegistryAdminServicer
 from weft_registry.serve.authentication import AuthenticationInterceptor
 from weft_registry.serve.ports import listen
 from weft_registry.serve.service import RegistryServicer
-from weft_registry.status import ErrorInterceptor
+from weft_registry.wire.messages import MAX_MESSAGE_BYTES
+from weft_registry.wire.status import ErrorInterceptor
+from weft_registry.wire.tls import TlsFiles
 
 
 @dataclass

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 
 from tests.registry.access.lab import Asking
 from weft_registry.access.denials import MAX_PER_MINUTE, MAX_TOTAL_PER_MINUTE, DenialLog
-from weft_registry.access.principal import NOBODY, Principal, Scope
 from weft_registry.admin_api import Quota
 from weft_registry.catalog import tables as t
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import ForbiddenError, NotFoundError, UnauthenticatedError
+from weft_registry.principal import NOBODY, Principal, Scope
 from weft_registry.reference import AdapterName
 from weft_registry.transfer import push
 

@@ -11,10 +11,10 @@ import pytest
 from tests.registry.access.lab import Asking
 from tests.registry.lab import upload_all
 from weft_registry import artifact
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.admin_api import Quota
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import ExhaustedError, ForbiddenError, InvalidInputError
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
 from weft_registry.transfer import push
 

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 import pytest
 
 from tests.registry.access.lab import Asking, asking
-from weft_registry.access.principal import LOCAL, NOBODY, Scope, anonymous_reader
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import PreconditionError, UnauthenticatedError, UnavailableError
-from weft_registry.remote_identities import KEPT_S, RemoteAuthenticator, asks_for_tokens
+from weft_registry.principal import LOCAL, NOBODY, Scope, anonymous_reader
+from weft_registry.remote.identities import KEPT_S, RemoteAuthenticator, asks_for_tokens
 
 
 class Clock:

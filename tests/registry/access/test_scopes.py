@@ -18,10 +18,10 @@ from weft.v1 import registry_admin_pb2 as admin_pb
 from weft.v1 import registry_pb2 as pb
 from weft_registry import digest as digests
 from weft_registry.access.blob_access import owner_of
-from weft_registry.access.principal import anonymous_reader
 from weft_registry.api import Version
 from weft_registry.blobs.store import upload_id_of
 from weft_registry.embedded import EmbeddedRegistry
+from weft_registry.principal import anonymous_reader
 from weft_registry.reference import AdapterName
 from weft_registry.transfer import push
 

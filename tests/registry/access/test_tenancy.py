@@ -13,7 +13,6 @@ from tests.registry.lab import upload_all
 from weft.v1 import registry_pb2 as pb
 from weft_registry import artifact
 from weft_registry.access.blob_access import owner_of
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.catalog import leases, records
 from weft_registry.catalog import tables as t
 from weft_registry.embedded import EmbeddedRegistry
@@ -25,6 +24,7 @@ from weft_registry.errors import (
     PreconditionError,
     WeftError,
 )
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
 from weft_registry.transfer import pull, push
 

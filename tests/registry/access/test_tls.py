@@ -10,9 +10,6 @@ import pytest
 
 from tests.registry.access.lab import Authority, asking
 from weft.v1 import registry_pb2 as pb
-from weft_registry.access.login import token_for
-from weft_registry.access.principal import LOCAL
-from weft_registry.access.tls import TlsFiles, tls_files
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import (
     InvalidInputError,
@@ -20,7 +17,10 @@ from weft_registry.errors import (
     PreconditionError,
     UnauthenticatedError,
 )
-from weft_registry.remote import RemoteRegistry
+from weft_registry.principal import LOCAL
+from weft_registry.remote.registry import RemoteRegistry
+from weft_registry.wire.login import token_for
+from weft_registry.wire.tls import TlsFiles, tls_files
 
 
 @pytest.fixture

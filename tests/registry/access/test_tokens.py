@@ -16,7 +16,6 @@ from tests.backends.fresh import only_on_disk
 from tests.registry.access.lab import Asking
 from weft.v1 import registry_pb2 as pb
 from weft_registry.access.authenticator import Authenticator
-from weft_registry.access.principal import LOCAL, NOBODY, Principal, Scope, anonymous_reader
 from weft_registry.catalog import records
 from weft_registry.catalog import tables as t
 from weft_registry.embedded import EmbeddedRegistry
@@ -29,6 +28,7 @@ from weft_registry.errors import (
     WeftError,
 )
 from weft_registry.home import Home
+from weft_registry.principal import LOCAL, NOBODY, Principal, Scope, anonymous_reader
 from weft_registry.reference import AdapterName
 from weft_registry.transfer import push
 

@@ -21,7 +21,7 @@ from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
 from weft_registry import artifact
 from weft_registry import digest as digests
-from weft_registry.status import from_rpc_error
+from weft_registry.wire.status import from_rpc_error
 
 CHUNK_BYTES = 1 << 20
 TABLES = ("adapters", "versions", "version_files", "version_metrics", "tags", "aliases", "publishes")

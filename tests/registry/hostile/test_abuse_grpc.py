@@ -15,7 +15,7 @@ from tests.registry.hostile.conftest import Tenants
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
 from weft_registry.access.blob_access import owner_of
-from weft_registry.status import from_rpc_error
+from weft_registry.wire.status import from_rpc_error
 
 ADAPTER = "mine/secret"
 ZERO = "sha256:" + "0" * 64

@@ -20,7 +20,7 @@ from tests.registry.lab import ROOT, make_artifact
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import WeftError
 from weft_registry.home import Home
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 
 NAME = "hostile/artifact"
 MAX_SERVER_BYTES = 512 << 20

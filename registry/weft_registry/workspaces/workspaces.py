@@ -21,7 +21,6 @@ from sqlalchemy import Connection
 from weft_registry import digest as digests
 from weft_registry.access import quotas
 from weft_registry.access.blob_access import BlobAccess
-from weft_registry.access.principal import Principal, Scope
 from weft_registry.api import Published, Version
 from weft_registry.base import BaseStore
 from weft_registry.blobs.store import BlobStore
@@ -35,11 +34,12 @@ from weft_registry.errors import (
     NotFoundError,
     PreconditionError,
 )
-from weft_registry.hub import branch_state, importing
-from weft_registry.hub.branch_state import COMMIT_DIGITS, MAIN, State
-from weft_registry.hub.commits import Commit, Delete, Put
-from weft_registry.hub.importing import Ready, Unfinished
+from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName, check_label
+from weft_registry.workspaces import branch_state, importing
+from weft_registry.workspaces.branch_state import COMMIT_DIGITS, MAIN, State
+from weft_registry.workspaces.commit import Commit, Delete, Put
+from weft_registry.workspaces.importing import Ready, Unfinished
 
 _ATTEMPTS = 64
 """As many others may commit to one branch between two looks at it."""

@@ -12,11 +12,11 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from weft.v1 import registry_pb2 as pb
-from weft_registry.alias_messages import alias_from, move_from, news_from
 from weft_registry.api import Alias, AliasMove, AliasNews
 from weft_registry.errors import DeadlineError, UnavailableError
 from weft_registry.reference import AdapterName
 from weft_registry.watching import HEARTBEAT_S
+from weft_registry.wire.alias_messages import alias_from, move_from, news_from
 
 SILENCE_S = 3 * HEARTBEAT_S
 """A registry that has not said anything for so long is not there any more, whatever the connection looks like."""
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class RemoteAliases:
-    """What `weft_registry.remote.RemoteRegistry` does with aliases. Owns nothing."""
+    """What `weft_registry.remote.registry.RemoteRegistry` does with aliases. Owns nothing."""
 
     _stub: Any
     _timeout_s: float

@@ -6,8 +6,8 @@ from datetime import UTC
 
 from weft.v1 import registry_pb2
 from weft_registry import api
-from weft_registry.messages import timestamp
 from weft_registry.reference import AdapterName
+from weft_registry.wire.messages import timestamp
 
 
 def alias_message(alias: api.Alias) -> registry_pb2.Alias:

@@ -13,7 +13,6 @@ import grpc
 
 from weft.v1 import registry_admin_pb2 as pb
 from weft.v1 import registry_admin_pb2_grpc
-from weft_registry.access.login import token_for
 from weft_registry.admin_api import (
     AuditEntry,
     CheckProgress,
@@ -24,7 +23,8 @@ from weft_registry.admin_api import (
     Token,
     Usage,
 )
-from weft_registry.admin_messages import (
+from weft_registry.remote.registry import answered_by
+from weft_registry.wire.admin_messages import (
     entry_from,
     protected_from,
     protected_message,
@@ -33,9 +33,9 @@ from weft_registry.admin_messages import (
     token_from,
     usage_from,
 )
-from weft_registry.channel import open_channel
-from weft_registry.messages import MAX_MESSAGE_BYTES, timestamp
-from weft_registry.remote import answered_by
+from weft_registry.wire.channel import open_channel
+from weft_registry.wire.login import token_for
+from weft_registry.wire.messages import MAX_MESSAGE_BYTES, timestamp
 
 _OPTIONS = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
 _PAGE = 1000

@@ -6,7 +6,7 @@ from datetime import UTC
 
 from weft.v1 import registry_admin_pb2 as pb
 from weft_registry import admin_api
-from weft_registry.messages import optional_time, timestamp
+from weft_registry.wire.messages import optional_time, timestamp
 
 _LIMITS = ("max_bytes", "max_versions", "max_open_uploads")
 

@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from weft_registry import errors
 from weft_registry.errors import Violation, WeftError
-from weft_registry.handlers import answering_with, behavior_of
+from weft_registry.wire.handlers import answering_with, behavior_of
 
 DOMAIN = "weft.dev"
 # An error travels in HTTP/2 trailers, of which a peer takes 8 KiB. The message is in there twice: as it is, and with

@@ -13,9 +13,9 @@ from typing import Any
 
 import grpc
 
-from weft_registry.access.endpoint import Endpoint
-from weft_registry.access.tls import check_authority, client_files
 from weft_registry.errors import InvalidInputError
+from weft_registry.wire.endpoint import Endpoint
+from weft_registry.wire.tls import check_authority, client_files
 
 Options = Sequence[tuple[str, Any]]
 # A server that was away is found again within a second: by default gRPC waits up to two minutes between attempts, and

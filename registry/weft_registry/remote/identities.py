@@ -17,12 +17,12 @@ import grpc
 
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
-from weft_registry.access.principal import LOCAL, NOBODY, Principal, Scope
 from weft_registry.api import Identity
-from weft_registry.channel import open_channel
 from weft_registry.errors import PreconditionError, UnauthenticatedError, UnsupportedError, WeftError
-from weft_registry.messages import identity_from
-from weft_registry.remote import answered_by
+from weft_registry.principal import LOCAL, NOBODY, Principal, Scope
+from weft_registry.remote.registry import answered_by
+from weft_registry.wire.channel import open_channel
+from weft_registry.wire.messages import identity_from
 
 KEPT_S = 60.0
 TIMEOUT_S = 10.0

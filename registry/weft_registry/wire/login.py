@@ -10,9 +10,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from weft_registry.access.endpoint import Endpoint
 from weft_registry.errors import PreconditionError
 from weft_registry.home import Home
+from weft_registry.wire.endpoint import Endpoint
 
 CLEAR_TEXT = "WEFT_PLAINTEXT_TOKEN"
 

@@ -19,7 +19,6 @@ import grpc
 
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
-from weft_registry.access.login import token_for
 from weft_registry.api import (
     AdapterSummary,
     Deleted,
@@ -31,9 +30,12 @@ from weft_registry.api import (
     Version,
     VersionQuery,
 )
-from weft_registry.channel import open_channel
 from weft_registry.errors import NotFoundError, OffsetError, UnavailableError, WeftError
-from weft_registry.messages import (
+from weft_registry.reference import AdapterName
+from weft_registry.remote.aliases import RemoteAliases
+from weft_registry.wire.channel import open_channel
+from weft_registry.wire.login import token_for
+from weft_registry.wire.messages import (
     MAX_CHUNK_BYTES,
     MAX_MESSAGE_BYTES,
     identity_from,
@@ -42,9 +44,7 @@ from weft_registry.messages import (
     summary_from,
     version_from,
 )
-from weft_registry.reference import AdapterName
-from weft_registry.remote_aliases import RemoteAliases
-from weft_registry.status import from_rpc_error
+from weft_registry.wire.status import from_rpc_error
 
 ATTEMPTS = 5
 """How often a call is tried, or a transfer is resumed without a byte of progress."""

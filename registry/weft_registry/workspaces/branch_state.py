@@ -21,9 +21,9 @@ from weft_registry.errors import (
     NotFoundError,
     PreconditionError,
 )
-from weft_registry.hub.commits import Delete, Put
-from weft_registry.hub.paths import check_paths
 from weft_registry.reference import LATEST, AdapterName, Reference, check_label
+from weft_registry.workspaces.commit import Delete, Put
+from weft_registry.workspaces.paths import check_paths
 
 MAIN = "main"
 COMMIT_DIGITS = 40

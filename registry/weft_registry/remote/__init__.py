@@ -1,0 +1,1 @@
+"""The registry at the other end of a channel."""

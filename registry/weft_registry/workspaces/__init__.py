@@ -1,0 +1,1 @@
+"""What is being made on branches, until it is a version."""
