@@ -34,13 +34,14 @@ from benchmarks.registry_subjects import (
     make_artifact,
     serving,
 )
-from benchmarks.report import Row, arguments, median_and_spread, report
+from benchmarks.report import Row, arguments, report
+from benchmarks.samples import Samples
 from weft_registry import artifact
 from weft_registry.allocator import keep_freed_chunks
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.storage import Storage
 from weft_registry.transfer import pull, push
 
@@ -48,14 +49,13 @@ MIB = 1 << 20
 AT_ONCE = 8
 VERSIONS = 10
 LARGE = AdapterName(NAMESPACE, "large")
-Values = dict[str, list[float]]
 
 # In processes of their own: what is measured is a program that does this and nothing else.
 _PULL_MANY = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.transfer import pull
 address, count, at_once, to = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 registry = RemoteRegistry(address)
@@ -83,7 +83,7 @@ from pathlib import Path
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.reference import AdapterName
-from weft_registry.remote import RemoteRegistry
+from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.transfer import pull, push
 what, where, path, warm = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
 registry = EmbeddedRegistry(Home(Path(where[5:]))) if where.startswith("home:") else RemoteRegistry(where)
@@ -117,18 +117,14 @@ def _transfer(root: Path, modules: int, repeats: int) -> list[Row]:
     source = make_artifact(root / "large", modules, RANK, WIDTH, 1)
     warm = make_artifact(root / "warm", 1, 4, 64, 2)
     size_mib = modules * LARGE_MODULE_BYTES / MIB
-    values: Values = {}
-
-    def note(metric: str, call: Callable[[], object]) -> None:
-        begin = time.perf_counter()
-        call()
-        values.setdefault(metric, []).append(time.perf_counter() - begin)
+    samples = Samples()
 
     def beside_copy(metric: str, call: Callable[[], object]) -> None:
         """A disk is slower after a gigabyte than before it: a copy comes before each of the others."""
-        note("copy_s", lambda: _copy(source / artifact.WEIGHTS, root / "copy"))
+        copy_s = _seconds(lambda: _copy(source / artifact.WEIGHTS, root / "copy"))
         (root / "copy").unlink()
-        note(metric, call)
+        samples.add("copy_s", copy_s)
+        samples.add(metric, _seconds(call), copy_s)
 
     for repeat in range(repeats + 1):
         place = root / f"turn{repeat}"
@@ -148,10 +144,10 @@ def _transfer(root: Path, modules: int, repeats: int) -> list[Row]:
             remote.close()
         shutil.rmtree(place)
         if not repeat:  # The first turn filled the caches.
-            values.clear()
-    rows = [_row(values, "copy_s", "s")]
-    rows += [_row(values, f"{what}_s", "s", "copy_s") for what in ("push_embedded", "pull_embedded")]
-    rows += [_row(values, f"{what}_s", "s", "copy_s") for what in ("push_grpc", "pull_grpc")]
+            samples = Samples()
+    rows = [samples.row("copy_s", "s")]
+    for where in ("embedded", "grpc"):
+        rows += [samples.row(f"{what}_{where}_s", "s", "copy_s") for what in ("push", "pull")]
     rows.append(Row("transfer_size", size_mib, "MiB"))
     return rows + _peaks(root, source, warm, size_mib)
 
@@ -177,7 +173,7 @@ def _many(root: Path, count: int, repeats: int) -> list[Row]:
         push(registry, made, AdapterName(NAMESPACE, f"small-{index}"))
         shutil.rmtree(made)
     registry.close()
-    values: Values = {}
+    samples = Samples()
     with serving(home) as (address, http_address, _):
         for repeat in range(repeats):
             place = root / f"pulled{repeat}"
@@ -187,13 +183,14 @@ def _many(root: Path, count: int, repeats: int) -> list[Row]:
             theirs = float(
                 _script(_SNAPSHOTS, str(count), str(place), HF_ENDPOINT=f"http://{http_address}", HF_HUB_OFFLINE="0")
             )
-            for metric, seconds in (("pull_many", ours), ("pull_one_by_one", alone), ("snapshot_download", theirs)):
-                values.setdefault(metric, []).append(count / seconds)
+            samples.add("pull_many", count / ours, count / theirs)
+            samples.add("pull_one_by_one", count / alone, count / theirs)
+            samples.add("snapshot_download", count / theirs)
             shutil.rmtree(place)
     return [
-        _row(values, "pull_many", "adapters/s", "snapshot_download"),
-        _row(values, "pull_one_by_one", "adapters/s", "snapshot_download"),
-        _row(values, "snapshot_download", "adapters/s"),
+        samples.row("pull_many", "adapters/s", "snapshot_download"),
+        samples.row("pull_one_by_one", "adapters/s", "snapshot_download"),
+        samples.row("snapshot_download", "adapters/s"),
     ]
 
 
@@ -214,24 +211,17 @@ def _catalog(root: Path, adapters: int, repeats: int) -> list[Row]:
         times_ms.append(1e3 * (time.perf_counter() - begin))
     registry.close()
     times_ms.sort()
-    values: Values = {}
-    command = [sys.executable, "-m", "weft_client.cli"]
-    for _ in range(repeats + 1):
-        for metric, more in (("list_s", ["list"]), ("help_s", ["--help"])):
-            begin = time.perf_counter()
-            subprocess.run(
-                [*command, *more],
-                env={**os.environ, "WEFT_HOME": str(home.root)},
-                stdout=subprocess.DEVNULL,
-                check=True,
-            )
-            values.setdefault(metric, []).append(time.perf_counter() - begin)
-    values = {metric: found[1:] for metric, found in values.items()}
+    samples = Samples()
+    for repeat in range(repeats + 1):
+        help_s, list_s = (_seconds(lambda: _weft(home, word)) for word in ("--help", "list"))  # noqa: B023 - called at once
+        if repeat:  # The first turn filled the caches.
+            samples.add("help_s", help_s)
+            samples.add("list_s", list_s, help_s)
     return [
         Row("resolve_p50", times_ms[len(times_ms) // 2], "ms"),
         Row("resolve_p99", times_ms[len(times_ms) * 99 // 100], "ms"),
-        _row(values, "list_s", "s", "help_s"),
-        _row(values, "help_s", "s"),
+        samples.row("list_s", "s", "help_s"),
+        samples.row("help_s", "s"),
         Row("catalog_adapters", adapters, "adapters"),
     ]
 
@@ -270,10 +260,20 @@ def _kib(pid: int, field: str) -> int:
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
 
 
-def _row(values: Values, metric: str, unit: str, baseline: str = "") -> Row:
-    value, spread = median_and_spread(values[metric])
-    ratio = value / median_and_spread(values[baseline])[0] if baseline else None
-    return Row(metric, value, unit, baseline, ratio, spread)
+def _weft(home: Home, *words: str) -> None:
+    """Runs a command as a user would, in a process of its own."""
+    subprocess.run(
+        [sys.executable, "-m", "weft_client.cli", *words],
+        env={**os.environ, "WEFT_HOME": str(home.root)},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":
