@@ -56,6 +56,7 @@ def make_artifact(directory: Path, modules: int, rank: int, width: int, seed: in
         header[name] = {"dtype": "F16", "shape": list(spec.shape), "data_offsets": [at, at + size]}
         at += size
     raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)  # As the library that writes such files does.
     generator = np.random.default_rng(seed)
     with (directory / artifact.WEIGHTS).open("wb") as file:
         file.write(struct.pack("<Q", len(raw)) + raw)

@@ -185,9 +185,13 @@ class EmbeddedRegistry(EmbeddedAliases, EmbeddedSignatures, Administration, Upke
                 if digest != weights:
                     self._blobs.verify(digest)
             try:
-                # This hashes the weights, tensor by tensor, in the one pass that looks at every number of them.
+                # This hashes the weights, tensor by tensor, in the one pass that looks at every number of them; unless
+                # that was done when they arrived.
                 validation.check_files(
-                    manifest, lambda file: self._blobs.open(file.sha256), known[1] if known else None
+                    manifest,
+                    lambda file: self._blobs.open(file.sha256),
+                    known[1] if known else None,
+                    self._blobs.knows_sound,
                 )
             except InvalidInputError:
                 self._blobs.verify(weights)  # A damaged blob is no fault of who publishes it.

@@ -146,7 +146,7 @@ def scan_tensors(file: BinaryIO, header: Header) -> list[TensorScan]:
     scans = []
     with HashBeside() as hashing:
         for entry in header.entries:
-            bad = sum(_non_finite(chunk, entry.dtype) for chunk in _handed_on(file, entry, hashing))
+            bad = sum(non_finite(chunk, entry.dtype) for chunk in _handed_on(file, entry, hashing))
             scans.append(TensorScan(hashing.digest(), bad))
             hashing.start_over()
     return scans
@@ -154,7 +154,7 @@ def scan_tensors(file: BinaryIO, header: Header) -> list[TensorScan]:
 
 def count_non_finite(file: BinaryIO, entry: HeaderEntry) -> int:
     """How many elements of one tensor are NaN or infinite: what `scan_tensors` finds, in a quarter of the time."""
-    return sum(_non_finite(chunk, entry.dtype) for chunk in read_tensor(file, entry))
+    return sum(non_finite(chunk, entry.dtype) for chunk in read_tensor(file, entry))
 
 
 def _handed_on(file: BinaryIO, entry: HeaderEntry, hashing: HashBeside) -> Iterator[bytes]:
@@ -163,7 +163,8 @@ def _handed_on(file: BinaryIO, entry: HeaderEntry, hashing: HashBeside) -> Itera
         yield chunk
 
 
-def _non_finite(chunk: bytes, dtype: str) -> int:
+def non_finite(chunk: bytes | memoryview, dtype: str) -> int:
+    """How many numbers of a whole number of them are NaN or infinite."""
     if dtype not in _EXPONENTS:
         return 0
     # Imported here: listing versions needs neither numpy nor the half second that importing it may take.

@@ -15,6 +15,7 @@ from weft_client.cli.sources import home, opened
 from weft_client.cli.views import adapter_json, version_json
 from weft_registry.api import RegistryApi, Version, VersionQuery, VersionSummary
 from weft_registry.catalog import quick_listing
+from weft_registry.uncollected import uncollected
 
 
 def _order_key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -99,6 +100,7 @@ def list_adapters(
     echo_json([adapter_json(summary, latest.get(summary.adapter)) for summary in summaries])
 
 
+@uncollected()
 def _list_all(namespace: str, registry_target: str | None) -> None:
     summaries = None if registry_target else quick_listing.list_summaries(home(), namespace)
     if summaries is None:

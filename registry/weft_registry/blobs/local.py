@@ -15,7 +15,8 @@ from pathlib import Path
 
 from weft_registry import digest as digests
 from weft_registry.api import Progress
-from weft_registry.beside import HashBeside
+from weft_registry.arriving import ArrivingWeights, SoundWeights
+from weft_registry.beside import Beside, HashBeside
 from weft_registry.blobs.staging import ReceivingStore, changed, space
 from weft_registry.blobs.store import BlobLimits, StoredBlob
 from weft_registry.blobs.verified import VerifyingStore, no_blob
@@ -26,7 +27,8 @@ class LocalBlobStore(ReceivingStore, VerifyingStore):
     """Owns one directory. Implements `weft_registry.blobs.store.BlobStore`."""
 
     def __init__(self, root: Path, limits: BlobLimits | None = None) -> None:
-        super().__init__(root, limits)
+        self._sound = SoundWeights()
+        super().__init__(root, limits, self._sound)
         self.where = str(root)
         self._blobs = root / "blobs" / "sha256"
         self._blobs.mkdir(parents=True, exist_ok=True)
@@ -62,10 +64,18 @@ class LocalBlobStore(ReceivingStore, VerifyingStore):
         temporary = self._temporary / f"{os.getpid()}-{uuid.uuid4().hex}"
         size = 0
         try:
-            with HashBeside() as hashing, space(), path.open("rb") as source, temporary.open("xb") as sink:
+            arriving = ArrivingWeights(size_bytes)
+            with (
+                HashBeside() as hashing,
+                Beside(arriving) as looking,
+                space(),
+                path.open("rb") as source,
+                temporary.open("xb") as sink,
+            ):
                 fcntl.flock(sink, fcntl.LOCK_EX)  # Whoever drops idle files sees that this one is not.
                 while chunk := source.read(CHUNK_BYTES):
                     hashing.update(chunk)
+                    looking.update(chunk)
                     sink.write(chunk)
                     size += len(chunk)
                     if progress:
@@ -75,6 +85,8 @@ class LocalBlobStore(ReceivingStore, VerifyingStore):
                 found = hashing.digest()
                 if (found, size) != (digest, size_bytes):
                     raise changed(path, found, size, digest, size_bytes)
+                looking.catch_up()
+                self._sound.remember(digest, arriving)
                 self._install(temporary, self._path(digest))
         finally:
             temporary.unlink(missing_ok=True)

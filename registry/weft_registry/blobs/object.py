@@ -50,7 +50,8 @@ class ObjectBlobStore(ReceivingStore, VerifyingStore):
     """
 
     def __init__(self, bucket: Bucket, staging: Path, limits: BlobLimits | None = None) -> None:
-        super().__init__(staging, limits)
+        # A bucket is asked for what it has kept, not believed: nothing is remembered of what was sent there.
+        super().__init__(staging, limits, None)
         self.where = bucket.where
         self._bucket = bucket
         self._putting = threading.BoundedSemaphore(_PUTS_AT_ONCE)

@@ -14,42 +14,54 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
 from weft_registry import digest as digests
+from weft_registry.arriving import ArrivingWeights, SoundWeights
+from weft_registry.beside import Fed
 from weft_registry.blobs.store import BlobLimits, UploadState, upload_id_of
 from weft_registry.errors import CorruptionError, ExhaustedError, InvalidInputError, NotFoundError, OffsetError
 
 _MAX_RUNNING = 256
-_HASH_AT_ONCE = 4
+_LOOK_AT_ONCE = 4
 """Threads that hash chunks while they are written."""
 _UPLOAD_ID = re.compile(r"([0-9a-f]{64})-([0-9]{1,15})(-[0-9a-f]{1,12})?")
+
+_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class _Running:
-    """The hash of an upload's first bytes, all of which this process wrote."""
+    """What is known of an upload's first bytes, all of which this process wrote."""
 
     sha256: Any
-    left: tuple[int, int, int]
+    arriving: ArrivingWeights
+    left: _Stamp
     """The stamp of the file as this process left it."""
+
+    @property
+    def fed(self) -> tuple[Fed, Fed]:
+        """Those that are given every byte."""
+        return self.sha256, self.arriving
 
 
 class ReceivingStore(ABC):
     """The part of a blob store that receives. Owns `uploads` and `tmp` in a local directory, and the hashes of what is
     being received."""
 
-    def __init__(self, root: Path, limits: BlobLimits | None) -> None:
+    def __init__(self, root: Path, limits: BlobLimits | None, sound: SoundWeights | None) -> None:
+        """`sound`: where to note what was seen of weights as they arrived; None where it counts for nothing."""
         self._limits = limits or BlobLimits()
         self._uploads, self._temporary = root / "uploads", root / "tmp"
+        self._sound_weights = sound
         self._lock, self._running = threading.Lock(), dict[str, _Running]()
-        self._beside = ThreadPoolExecutor(_HASH_AT_ONCE, "weft-hash")
+        self._beside = ThreadPoolExecutor(_LOOK_AT_ONCE, "weft-beside")
         for directory in (self._uploads, self._temporary):
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -100,13 +112,14 @@ class ReceivingStore(ABC):
                     "committed: continue there",
                     metadata={"committed_bytes": str(committed), "size_bytes": str(size_bytes)},
                 )
-            sha256 = self._hash_until(upload_id, offset, _stamp(file))
-            hashed = self._beside.submit(sha256.update, chunk) if sha256 else None
+            running = self._running_until(upload_id, offset, _stamp(file), size_bytes)
+            behind = [self._beside.submit(fed.update, chunk) for fed in running.fed] if running else []
             file.write(chunk)
             file.flush()
-            if hashed is not None:
-                hashed.result()
-                self._remember(upload_id, _Running(sha256, _stamp(file)))
+            for done in behind:
+                done.result()
+            if running is not None:
+                self._remember(upload_id, replace(running, left=_stamp(file)))
         return UploadState(upload_id, committed + len(chunk), size_bytes, complete=False)
 
     def finish_upload(self, upload_id: str) -> UploadState:
@@ -119,7 +132,7 @@ class ReceivingStore(ABC):
                     f"upload of {digest}: {committed} of {size_bytes} bytes are there: send the rest first",
                     metadata={"committed_bytes": str(committed), "size_bytes": str(size_bytes)},
                 )
-            found = self._hashed(upload_id, file)
+            found, arrived = self._hashed(upload_id, file)
             if found != digest:
                 path.unlink()
                 raise CorruptionError(
@@ -129,16 +142,24 @@ class ReceivingStore(ABC):
                 )
             os.fsync(file.fileno())
             self._keep(path, digest)
+        if arrived is not None and self._sound_weights is not None:
+            self._sound_weights.remember(digest, arrived)
         return UploadState(upload_id, size_bytes, size_bytes, complete=True)
 
-    def _hash_until(self, upload_id: str, offset: int, now: tuple[int, int, int]) -> Any:
-        """The hash of the bytes before `offset`, if this process wrote all of them: whoever finishes need not read them
-        again. None where another process wrote some."""
+    def knows_sound(self, digest: str, tensors: Sequence[str]) -> bool:
+        """See `BlobStore.knows_sound`."""
+        return self._sound_weights is not None and self._sound_weights.knows(digest, tensors)
+
+    def _running_until(self, upload_id: str, offset: int, now: _Stamp, size_bytes: int) -> _Running | None:
+        """What is known of the bytes before `offset`, if this process wrote all of them: whoever finishes need not read
+        them again. None where another process wrote some."""
         with self._lock:
             known = self._running.pop(upload_id, None)
         if offset == 0:
-            return hashlib.sha256()
-        return known.sha256 if known is not None and known.left == now else None
+            # Where it counts for nothing, nobody looks.
+            looked_at = size_bytes if self._sound_weights is not None else 0
+            return _Running(hashlib.sha256(), ArrivingWeights(looked_at), now)
+        return known if known is not None and known.left == now else None
 
     def _remember(self, upload_id: str, running: _Running) -> None:
         with self._lock:
@@ -146,14 +167,14 @@ class ReceivingStore(ABC):
             while len(self._running) > _MAX_RUNNING:
                 self._running.pop(next(iter(self._running)))
 
-    def _hashed(self, upload_id: str, file: BufferedRandom) -> str:
-        """The digest of a received file, which is held."""
+    def _hashed(self, upload_id: str, file: BufferedRandom) -> tuple[str, ArrivingWeights | None]:
+        """The digest of a received file, which is held; and what was seen of it as it arrived."""
         with self._lock:
             known = self._running.pop(upload_id, None)
         if known is not None and known.left == _stamp(file):
-            return f"sha256:{known.sha256.hexdigest()}"
+            return f"sha256:{known.sha256.hexdigest()}", known.arriving
         file.seek(0)
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest(), None
 
     def drop_idle_uploads(self, idle_s: float) -> int:
         """See `BlobStore.drop_idle_uploads`."""
@@ -235,7 +256,7 @@ def _locked(path: Path) -> Iterator[BufferedRandom]:
         yield file
 
 
-def _stamp(file: BufferedRandom) -> tuple[int, int, int]:
+def _stamp(file: BufferedRandom) -> _Stamp:
     """What tells whether somebody else wrote to a file: its inode, its size, and when it was last written to."""
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns

@@ -99,6 +99,11 @@ class BlobStore(Protocol):
         """Re-hashes a blob and returns its size. Raises `NotFoundError` or `CorruptionError`."""
         ...
 
+    def knows_sound(self, digest: str, tensors: Sequence[str]) -> bool:
+        """Whether this blob was seen, as it arrived here, to be weights with these tensors, by their digests in file
+        order, and all of them numbers. False says nothing: then they have to be looked at."""
+        ...
+
     def put_file(self, path: Path, digest: str, size_bytes: int, progress: Progress | None = None) -> None:
         """Stores a copy of a local file. Raises `CorruptionError` if it does not have the digest and size."""
         ...

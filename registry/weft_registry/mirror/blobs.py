@@ -50,6 +50,10 @@ class PullThroughBlobs:
         """See `BlobStore.missing`: those that are not held here."""
         return self._held.missing(digests)
 
+    def knows_sound(self, digest: str, tensors: Sequence[str]) -> bool:
+        """See `BlobStore.knows_sound`: nothing is published here."""
+        return self._held.knows_sound(digest, tensors)
+
     def size(self, digest: str) -> int:
         """See `BlobStore.size`. Asks nobody: the catalog knows it."""
         size = self._size_of(digest) if self._held.missing([digest]) else None
