@@ -17,7 +17,7 @@ from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.hub.commits import CommitReader
 from weft_registry.reference import AdapterName
-from weft_registry.workspaces.workspaces import Committed
+from weft_registry.workspaces.committing import Committed
 
 NewArtifact = Callable[..., Path]
 NAME = AdapterName("acme", "topics")
