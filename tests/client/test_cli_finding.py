@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import Result
 
-from weft_client.cli.ages import Age
+from weft_client.cli.ages import Age, Deadline
 from weft_registry import artifact
 from weft_registry.base import BaseSpec
 from weft_registry.manifest import Metric
@@ -80,6 +82,20 @@ def test_an_age_is_a_time_that_was_so_long_ago() -> None:
     assert abs((now - hours).total_seconds() - 36 * 3600) < 60
     assert Age().convert("2026-01-31", None, None).isoformat() == "2026-01-31T00:00:00+00:00"
     assert Age().convert("2026-01-31T12:00+02:00", None, None).utcoffset()
+
+
+def test_a_deadline_is_a_time_to_come() -> None:
+    at = Deadline().convert("36h", None, None)
+    assert abs((at - datetime.now(UTC)).total_seconds() - 36 * 3600) < 60
+    assert Deadline().convert("2999-01-31", None, None).isoformat() == "2999-01-31T00:00:00+00:00"
+    for text, words in {
+        "0d": "no time from now",
+        "soon": "no time from now",
+        "999999w": "after the calendar ends",
+        "2026-01-31": "is past",
+    }.items():
+        with pytest.raises(click.BadParameter, match=words):
+            Deadline().convert(text, None, None)
 
 
 def test_show_says_where_a_version_comes_from_and_what_came_of_it(weft: Weft, push: Callable[..., str]) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import click
 
+from weft_client.cli.ages import Age
 from weft_client.cli.options import json_option, registry_option
 from weft_client.cli.output import Column, echo_json, echo_table, moment, timestamp
 from weft_client.cli.sources import administered
-from weft_client.cli.token import span
 
 
 @click.command()
 @click.option("--namespace", default="", metavar="NAMESPACE", help="Default: every one that you administer.")
 @click.option("--actor", default="", metavar="NAME", help="A token's name; local; anonymous.")
 @click.option("--action", default="", metavar="ACTION", help="publish, yank, alias.move, token.create, denied, ...")
-@click.option("--since", callback=span, metavar="TIME", help="The last 12h, 30d, 8w.")
+@click.option("--since", type=Age(), metavar="TIME", help="So long ago (12h, 30d, 8w), or a date.")
 @click.option(
     "-n", "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many, newest first."
 )
@@ -27,7 +27,7 @@ def audit(
     namespace: str,
     actor: str,
     action: str,
-    since: timedelta | None,
+    since: datetime | None,
     limit: int,
     as_json: bool,
     registry_target: str | None,
@@ -39,9 +39,8 @@ def audit(
       weft audit --namespace acme --since 7d
       weft audit --action denied --json
     """
-    start = datetime.now(UTC) - since if since else None
     with administered(registry_target) as admin:
-        entries = admin.audit_entries(namespace, actor=actor, action=action, since=start, limit=limit)
+        entries = admin.audit_entries(namespace, actor=actor, action=action, since=since, limit=limit)
     if as_json:
         echo_json(
             [

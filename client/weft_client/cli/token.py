@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import click
 
+from weft_client.cli.ages import Deadline
 from weft_client.cli.options import json_option, registry_option
 from weft_client.cli.output import Column, echo_json, echo_table, moment, timestamp
 from weft_client.cli.sources import administered
 from weft_registry.admin_api import Token
 from weft_registry.principal import EVERY, Scope
-
-_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-
-
-def span(context: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
-    """A time from now: `12h`, `30d`, `8w`. Raises `click.BadParameter`."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", value)
-    if match is None:
-        raise click.BadParameter(f"{value!r} is no time from now: write 12h, 30d or 8w")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 @click.group()
@@ -57,14 +45,20 @@ def token() -> None:
     metavar="NAMESPACE",
     help="Where; may be repeated. Default: every namespace.",
 )
-@click.option("--expires", callback=span, metavar="TIME", help="From now: 12h, 30d, 8w. Default: never.")
+@click.option(
+    "--expires",
+    "expires_at",
+    type=Deadline(),
+    metavar="TIME",
+    help="From now (12h, 30d, 8w), or a date. Default: never.",
+)
 @json_option
 @registry_option
 def create(
     name: str,
     scopes: tuple[str, ...],
     namespaces: tuple[str, ...],
-    expires: timedelta | None,
+    expires_at: datetime | None,
     as_json: bool,
     registry_target: str | None,
 ) -> None:
@@ -78,7 +72,6 @@ def create(
       weft token create operator --scope admin
       weft token create ci --scope read --scope publish --scope alias --namespace acme --expires 90d
     """
-    expires_at = datetime.now(UTC) + expires if expires else None
     with administered(registry_target) as registry:
         made = registry.create_token(name, scopes or (Scope.READ.value,), namespaces or (EVERY,), expires_at)
     if as_json:
