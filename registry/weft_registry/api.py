@@ -312,6 +312,12 @@ class RegistryApi(Protocol):
         """Who the caller is to this registry."""
         ...
 
+    @property
+    def stale_note(self) -> str | None:
+        """What came with the last answer that may be out of date, "since=TIME; upstream=HOST:PORT": from a mirror whose
+        upstream is away. None where all answers were what there is."""
+        ...
+
     def close(self) -> None:
         """Releases connections and files."""
         ...

@@ -342,6 +342,12 @@ class EmbeddedRegistry(EmbeddedAliases, EmbeddedSignatures, Administration, Upke
                 problems.append(f"{file.path}: {error.message}")
         return VerifyReport(version.digest, files, size, tuple(problems))
 
+    @property
+    def stale_note(self) -> str | None:
+        """See `RegistryApi.stale_note`. A registry in this process notes it where its answers are sent, see
+        `weft_registry.staleness`."""
+        return None
+
     def close(self) -> None:
         """See `RegistryApi.close`."""
         self._feed.close()

@@ -16,12 +16,14 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 
 from tests.registry.hub_lab import ask
 from tests.registry.keys import make_keys
 from tests.registry.lab import serving
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
+from weft_client.cli.app import app
 from weft_registry import artifact, staleness, transfer
 from weft_registry.api import Version
 from weft_registry.embedded import EmbeddedRegistry
@@ -466,6 +468,7 @@ def test_every_method_of_a_registry_has_its_place_in_a_mirror() -> None:
         "scratch",
         "search_versions",
         "set_quota",
+        "stale_note",
         "usage",
         "watch_aliases",
         "where",
@@ -646,6 +649,13 @@ def test_both_faces_serve_a_mirror_and_mark_what_may_be_old(
             note = stale_over_grpc(target)
             assert note is not None
             assert note.startswith("since=")
+            assert remote.stale_note is None
+            assert remote.resolve("acme/topics:live").digest == version.digest
+            assert remote.stale_note is not None
+            assert remote.stale_note.startswith("since=")
+            shown = CliRunner().invoke(app, ["show", "acme/topics:live", "--registry", target])
+            assert shown.exit_code == 0
+            assert f"note: this may be out of date: {note.partition(';')[0]}" in shown.stderr
             assert ask(port.address, "/api/models/acme/topics").status == 200, "its main is the latest that is held"
             refused = ask(port.address, "/api/models/acme/topics/branch/new", "POST", {"Content-Length": "0"})
             assert refused.status == 422, refused

@@ -9,6 +9,9 @@ from collections.abc import Generator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
+from weft_client.cli.output import printable
 from weft_registry.home import Home
 
 if TYPE_CHECKING:
@@ -20,11 +23,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(target: str | None) -> Generator[RegistryApi]:
-    """The registry at HOST:PORT, or the embedded one; closed at the end."""
+    """The registry at HOST:PORT, or the embedded one; closed at the end. Says on stderr where a mirror answered for one
+    that is away."""
     from weft_registry.transfer import open_registry
 
     with closing(open_registry(home(), target)) as registry:
-        yield registry
+        try:
+            yield registry
+        finally:
+            if registry.stale_note:
+                click.echo(f"note: this may be out of date: {printable(registry.stale_note)}", err=True)
 
 
 @contextmanager

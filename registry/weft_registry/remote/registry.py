@@ -33,6 +33,7 @@ from weft_registry.api import (
 from weft_registry.errors import NotFoundError, OffsetError, UnavailableError, WeftError
 from weft_registry.reference import AdapterName
 from weft_registry.remote.aliases import RemoteAliases
+from weft_registry.remote.staleness import HearsStaleness
 from weft_registry.wire.channel import open_channel
 from weft_registry.wire.login import token_for
 from weft_registry.wire.messages import (
@@ -87,7 +88,8 @@ class RemoteRegistry(RemoteAliases):
         self.target = target
         self._timeout_s = timeout_s
         self._transfer_timeout_s = transfer_timeout_s
-        self._channel = open_channel(target, _OPTIONS, token_for(target, token))
+        self._heard = HearsStaleness()
+        self._channel = grpc.intercept_channel(open_channel(target, _OPTIONS, token_for(target, token)), self._heard)
         self._stub = registry_pb2_grpc.RegistryServiceStub(self._channel)
 
     def find_missing(self, digests: Sequence[str], adapter: AdapterName | None = None) -> list[str]:
@@ -253,6 +255,11 @@ class RemoteRegistry(RemoteAliases):
     def who_am_i(self) -> Identity:
         """See `RegistryApi.who_am_i`."""
         return identity_from(self._retried(lambda: self._stub.WhoAmI(pb.WhoAmIRequest(), timeout=self._timeout_s)))
+
+    @property
+    def stale_note(self) -> str | None:
+        """See `RegistryApi.stale_note`."""
+        return self._heard.note
 
     def close(self) -> None:
         """See `RegistryApi.close`."""
