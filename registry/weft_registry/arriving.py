@@ -63,23 +63,28 @@ class ArrivingWeights:
 
     def _read_head(self, data: memoryview) -> memoryview:
         """Takes what belongs to the header, and returns the rest."""
-        for wanted in (8, None):
-            end = wanted or 8 + int.from_bytes(self._head[:8], "little")
-            if end > MAX_HEADER_BYTES:
-                self._sound = False
-                return data
-            missing = max(0, end - len(self._head))
-            self._head += data[:missing]
-            data = data[missing:]
-            if len(self._head) < end:
-                return data
-        try:
-            self._entries = headers.read_header(io.BytesIO(self._head), self._size_bytes).entries
-        except WeftError:
+        data = self._fill_head(data, 8)
+        if len(self._head) < 8:
+            return data
+        end = 8 + int.from_bytes(self._head[:8], "little")
+        if end > MAX_HEADER_BYTES:
             self._sound = False
-        self._at = len(self._head)
-        self._head.clear()
+            return data
+        data = self._fill_head(data, end)
+        if len(self._head) == end:
+            try:
+                self._entries = headers.read_header(io.BytesIO(self._head), self._size_bytes).entries
+            except WeftError:
+                self._sound = False
+            self._at = end
+            self._head.clear()
         return data
+
+    def _fill_head(self, data: memoryview, end: int) -> memoryview:
+        """Takes what is missing from the first `end` bytes, and returns the rest."""
+        missing = max(0, end - len(self._head))
+        self._head += data[:missing]
+        return data[missing:]
 
     def _are_numbers(self, piece: memoryview, dtype: str) -> bool:
         width = DTYPE_BYTES[dtype]

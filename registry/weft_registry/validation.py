@@ -53,12 +53,10 @@ def check_files(
 ) -> None:
     """The rest of `validate`, for a manifest that `check_manifest` let pass: the files, the digest of each tensor, and
     the known base. Weights that are known to be sound are not read again."""
-    _check_files_and(partial(_sound, knows_sound), manifest, open_file, base)
+    _check_with(partial(_sound, knows_sound), manifest, open_file, base)
 
 
-def _check_files_and(
-    check_content: CheckContent, manifest: Manifest, open_file: OpenFile, base: BaseSpec | None
-) -> None:
+def _check_with(check_content: CheckContent, manifest: Manifest, open_file: OpenFile, base: BaseSpec | None) -> None:
     if base is not None:
         _check_base(manifest, base)
     _stop(_check_files(manifest, open_file))
@@ -129,7 +127,7 @@ def check_directory(directory: Path) -> Manifest:
     manifest, open_file = _listed(directory), _opened_in(directory)
     _stop(_changed(directory, [file for file in manifest.files if file.path != artifact.WEIGHTS]))
     try:
-        _check_files_and(_finite, manifest, open_file, None)
+        _check_with(_finite, manifest, open_file, None)
     except WeftError:
         # Whatever is wrong with them, that they are others comes first.
         check_unchanged(directory, manifest)
