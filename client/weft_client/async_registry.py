@@ -37,10 +37,19 @@ class AsyncRegistryClient:
     """
 
     def __init__(
-        self, target: str | None = None, timeout_s: float | None = None, transfer_timeout_s: float | None = None
+        self,
+        target: str | None = None,
+        timeout_s: float | None = None,
+        transfer_timeout_s: float | None = None,
+        token: str | None = None,
     ) -> None:
-        self._client = RegistryClient(target, timeout_s, transfer_timeout_s)
+        self._client = RegistryClient(target, timeout_s, transfer_timeout_s, token)
         self.target = self._client.target
+
+    @property
+    def stale_note(self) -> str | None:
+        """See `RegistryClient.stale_note`."""
+        return self._client.stale_note
 
     async def push(
         self,
