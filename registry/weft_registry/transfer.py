@@ -7,18 +7,19 @@ there.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from weft_registry import artifact, validation
 from weft_registry import digest as digests
 from weft_registry.admin_api import RegistryAdminApi
 from weft_registry.api import Progress, Published, RegistryApi, Version
+from weft_registry.beside import Beside, HashBeside
 from weft_registry.blobs.store import VerifiedChunks
 from weft_registry.errors import CorruptionError, InvalidInputError, PreconditionError
 from weft_registry.home import Home
@@ -184,20 +185,22 @@ def _fetch(registry: RegistryApi, file: FileEntry, path: Path, report: Progress)
     chunks = registry.read_blob(file.sha256)
     # A registry in this process has hashed the very bytes that it hands over, and takes a while for it.
     verified = isinstance(chunks, VerifiedChunks) and chunks.digest == file.sha256
-    sha256, size = hashlib.sha256(), 0
+    size = 0
     try:
-        with temporary.open("xb") as sink:
+        # The next bytes come while the last ones are hashed and written.
+        with temporary.open("xb") as sink, HashBeside() as hashing, Beside(_Written(sink)) as writing:
             for chunk in chunks:
-                if not verified:
-                    sha256.update(chunk)
                 size += len(chunk)
                 if size > file.size:
                     break
-                sink.write(chunk)
+                if not verified:
+                    hashing.update(chunk)
+                writing.update(chunk)
                 report(len(chunk))
+            writing.catch_up()
             sink.flush()
             os.fsync(sink.fileno())
-        found = file.sha256 if verified else "sha256:" + sha256.hexdigest()
+            found = file.sha256 if verified else hashing.digest()
         if (found, size) != (file.sha256, file.size):
             raise CorruptionError(
                 f"{file.path}: the registry sent {size} bytes with digest {found}, not {file.size} with {file.sha256}; "
@@ -208,6 +211,17 @@ def _fetch(registry: RegistryApi, file: FileEntry, path: Path, report: Progress)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Written:
+    """Bytes that go to a file."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+
+    def update(self, chunk: bytes) -> None:
+        """The next ones."""
+        self._sink.write(chunk)
 
 
 def _is_right(path: Path, file: FileEntry) -> bool:
