@@ -23,6 +23,7 @@ from weft_registry.beside import Beside, HashBeside
 from weft_registry.blobs.store import VerifiedChunks
 from weft_registry.errors import CorruptionError, InvalidInputError, PreconditionError
 from weft_registry.home import Home
+from weft_registry.inodes import still_there
 from weft_registry.manifest import FileEntry, Manifest
 from weft_registry.reference import AdapterName
 
@@ -122,7 +123,12 @@ def pull(
     # Named by the version's digest, so that a second attempt at the same version finds what the first one brought.
     partial = destination.parent / f".{destination.name}.{version.digest.removeprefix('sha256:')[:16]}.partial"
     while not _is_pulled(destination, version):
-        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if partial.exists():  # And is no directory.
+                raise
+            continue  # Another pull of the same version took it away, just when it was found there.
         with _held(partial) as held:
             if not held:  # Another pull of the same version has just finished.
                 continue
@@ -174,7 +180,7 @@ def _held(partial: Path) -> Iterator[bool]:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat())
+        yield still_there(descriptor, partial)
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -182,6 +183,35 @@ def test_processes_pulling_to_one_place_at_once_all_get_the_version(
     processes = [python(script, str(tmp_path / "out"), home=home) for _ in range(6)]
     outcomes = [(process.communicate(timeout=60)[1], process.returncode) for process in processes]
     assert outcomes == [("", 0)] * 6
+    assert contents(tmp_path / "out") == contents(directory)
+
+
+def test_a_pull_does_not_mind_that_another_takes_its_directory_away(
+    registry: EmbeddedRegistry, new_artifact: NewArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just when it is found to be there, and again just when it is held."""
+    directory = new_artifact()
+    transfer.push(registry, directory, NAME)
+    mkdir, flock = Path.mkdir, fcntl.flock
+    taken: list[str] = []
+
+    def there_a_moment_ago(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.name.endswith(".partial") and not taken:
+            taken.append("when it was found")
+            raise FileExistsError(path)
+        mkdir(path, *arguments, **options)
+
+    def taken_while_waited_for(descriptor: int, operation: int) -> None:
+        found = list(tmp_path.glob(".out.*.partial"))
+        if found and len(taken) == 1:
+            taken.append("when it was held")
+            found[0].rmdir()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(Path, "mkdir", there_a_moment_ago)
+    monkeypatch.setattr(fcntl, "flock", taken_while_waited_for)
+    transfer.pull(registry, str(NAME), tmp_path / "out")
+    assert taken == ["when it was found", "when it was held"]
     assert contents(tmp_path / "out") == contents(directory)
 
 

@@ -27,6 +27,7 @@ from weft_registry.arriving import ArrivingWeights, SoundWeights
 from weft_registry.beside import Fed
 from weft_registry.blobs.store import BlobLimits, UploadState, upload_id_of
 from weft_registry.errors import CorruptionError, ExhaustedError, InvalidInputError, NotFoundError, OffsetError
+from weft_registry.inodes import still_there
 
 _MAX_RUNNING = 256
 _LOOK_AT_ONCE = 4
@@ -251,7 +252,7 @@ def _locked(path: Path) -> Iterator[BufferedRandom]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         # While this one waited for the lock, another writer may have finished: then the file is a blob now.
-        if not _still_there(file.fileno(), path):
+        if not still_there(file.fileno(), path):
             raise no_upload(path.name)
         yield file
 
@@ -268,17 +269,9 @@ def _drop_idle(path: Path, idle_s: float) -> bool:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             idle = time.time() - os.fstat(file.fileno()).st_mtime >= idle_s
-            if idle and _still_there(file.fileno(), path):
+            if idle and still_there(file.fileno(), path):
                 path.unlink()
                 return True
     except (FileNotFoundError, BlockingIOError):
         pass  # Another process finished it, dropped it, or is writing to it.
     return False
-
-
-def _still_there(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has its name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
