@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -64,3 +65,16 @@ def test_who_leaves_early_leaves_nothing_running() -> None:
         return asyncio.all_tasks() - {asyncio.current_task()}
 
     assert asyncio.run(call()) == set()
+
+
+def test_an_error_that_nobody_waits_for_is_not_printed(caplog: pytest.LogCaptureFixture) -> None:
+    async def call() -> None:
+        async with aclosing(one_ahead(_numbers(1, [], ConnectionError()))) as messages:
+            async for _ in messages:
+                await _settle()
+                break
+        await _settle()
+
+    asyncio.run(call())
+    gc.collect()
+    assert caplog.records == []
