@@ -27,8 +27,7 @@ class LocalBlobStore(ReceivingStore, VerifyingStore):
     """Owns one directory. Implements `weft_registry.blobs.store.BlobStore`."""
 
     def __init__(self, root: Path, limits: BlobLimits | None = None) -> None:
-        self._sound = SoundWeights()
-        super().__init__(root, limits, self._sound)
+        super().__init__(root, limits, SoundWeights())
         self.where = str(root)
         self._blobs = root / "blobs" / "sha256"
         self._blobs.mkdir(parents=True, exist_ok=True)
@@ -86,7 +85,7 @@ class LocalBlobStore(ReceivingStore, VerifyingStore):
                 if (found, size) != (digest, size_bytes):
                     raise changed(path, found, size, digest, size_bytes)
                 looking.catch_up()
-                self._sound.remember(digest, arriving)
+                self._note_arrived(digest, arriving)
                 self._install(temporary, self._path(digest))
         finally:
             temporary.unlink(missing_ok=True)

@@ -143,13 +143,18 @@ class ReceivingStore(ABC):
                 )
             os.fsync(file.fileno())
             self._keep(path, digest)
-        if arrived is not None and self._sound_weights is not None:
-            self._sound_weights.remember(digest, arrived)
+        if arrived is not None:
+            self._note_arrived(digest, arrived)
         return UploadState(upload_id, size_bytes, size_bytes, complete=True)
 
     def knows_sound(self, digest: str, tensors: Sequence[str]) -> bool:
         """See `BlobStore.knows_sound`."""
         return self._sound_weights is not None and self._sound_weights.knows(digest, tensors)
+
+    def _note_arrived(self, digest: str, arrived: ArrivingWeights) -> None:
+        """What was seen of a file that has become this blob."""
+        if self._sound_weights is not None:
+            self._sound_weights.remember(digest, arrived)
 
     def _running_until(self, upload_id: str, offset: int, now: _Stamp, size_bytes: int) -> _Running | None:
         """What is known of the bytes before `offset`, if this process wrote all of them: whoever finishes need not read
