@@ -110,9 +110,11 @@ class AsyncRegistryClient:
         """See `RegistryApi.list_versions`."""
         return await asyncio.to_thread(self._client.list_versions, adapter, include_yanked=include_yanked)
 
-    async def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+    async def read_blob(
+        self, digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False
+    ) -> AsyncGenerator[bytes]:
         """See `RegistryApi.read_blob`."""
-        chunks = self._client.read_blob(digest, offset, limit)
+        chunks = self._client.read_blob(digest, offset, limit, unverified=unverified)
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             yield chunk
 

@@ -258,8 +258,12 @@ class RegistryApi(Protocol):
         """Versions, newest first."""
         ...
 
-    def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
-        """A blob's bytes in chunks; `limit` 0 reads to the end."""
+    def read_blob(self, digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False) -> Iterator[bytes]:
+        """A blob's bytes in chunks; `limit` 0 reads to the end.
+
+        Raises `CorruptionError` before the last of damaged bytes is given; with `unverified` that is left to the
+        caller, who hashes them.
+        """
         ...
 
     def set_alias(self, adapter: AdapterName, alias: str, target: str, expected_etag: str = "") -> Alias:

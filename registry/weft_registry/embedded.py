@@ -266,9 +266,9 @@ class EmbeddedRegistry(EmbeddedAliases, EmbeddedSignatures, Administration, Upke
         with self._catalog.read() as connection:
             return records.page_versions(connection, adapter, include_yanked, before, limit, self._principal.readable)
 
-    def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
+    def read_blob(self, digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False) -> Iterator[bytes]:
         """See `RegistryApi.read_blob`."""
-        return self._access.read(digest, offset, limit)
+        return self._access.read(digest, offset, limit, unverified=unverified)
 
     def open_blob(self, digest: str) -> BinaryIO:
         """A blob as a seekable file, its digest NOT checked. Raises `NotFoundError`."""

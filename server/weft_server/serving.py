@@ -22,7 +22,6 @@ from weft.v1 import (
     registry_admin_pb2,
     registry_admin_pb2_grpc,
     registry_pb2,
-    registry_pb2_grpc,
 )
 from weft_adapters.base.load import StoredBase
 from weft_adapters.threads import pass_the_lock_on
@@ -32,6 +31,7 @@ from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError, WeftError
 from weft_registry.hub.port import HubPort
 from weft_registry.serve.admin_service import RegistryAdminServicer
+from weft_registry.serve.chunks import add_registry_service
 from weft_registry.serve.ports import listen
 from weft_registry.transfer import open_registry
 from weft_registry.wire.status import ErrorInterceptor
@@ -175,7 +175,7 @@ async def running(options: ServeOptions) -> AsyncIterator[Running]:
         ]
         if isinstance(registry, EmbeddedRegistry):
             calls = AnnouncingRegistryServicer(registry, reloader)
-            registry_pb2_grpc.add_RegistryServiceServicer_to_server(calls, server)
+            add_registry_service(calls, server)
             ends.append(calls.end_watches)
             services.append(registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name)
             registry_admin_pb2_grpc.add_RegistryAdminServiceServicer_to_server(RegistryAdminServicer(registry), server)

@@ -27,7 +27,6 @@ from grpc_status.rpc_status import to_status
 
 from weft.v1 import inference_pb2 as pb
 from weft.v1 import inference_pb2_grpc as services
-from weft.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from weft_client.cli.app import app
 from weft_registry.base import BaseFingerprint, BaseSpec, QuantSpec
 from weft_registry.embedded import EmbeddedRegistry
@@ -40,6 +39,7 @@ from weft_registry.errors import (
     WeftError,
 )
 from weft_registry.home import Home
+from weft_registry.serve.chunks import add_registry_service
 from weft_registry.serve.service import RegistryServicer
 from weft_registry.wire.status import ErrorInterceptor, to_rpc_status
 
@@ -349,7 +349,7 @@ def registry_server(tmp_path: Path, base: BaseSpec) -> Generator[str]:
 
     async def start() -> tuple[grpc.aio.Server, int]:
         grpc_server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-        add_RegistryServiceServicer_to_server(RegistryServicer(registry), grpc_server)
+        add_registry_service(RegistryServicer(registry), grpc_server)
         port = grpc_server.add_insecure_port("127.0.0.1:0")
         await grpc_server.start()
         return grpc_server, port

@@ -18,7 +18,6 @@ from typing import Any
 import grpc
 import numpy as np
 
-from weft.v1 import registry_pb2_grpc
 from weft_registry import artifact, peft_format
 from weft_registry.base import BaseFingerprint, BaseSpec, QuantSpec
 from weft_registry.embedded import EmbeddedRegistry
@@ -29,6 +28,7 @@ from weft_registry.kinds.low_rank import LowRankParams
 from weft_registry.kinds.prefix import PrefixParams
 from weft_registry.kinds.prompt import PromptParams
 from weft_registry.kinds.qalora import QaLoraParams
+from weft_registry.serve.chunks import add_registry_service
 from weft_registry.serve.service import RegistryServicer
 from weft_registry.wire.messages import MAX_MESSAGE_BYTES
 from weft_registry.wire.status import ErrorInterceptor
@@ -164,7 +164,7 @@ def serving(registry: EmbeddedRegistry, *interceptors: Any, port: int = 0) -> It
             interceptors=[*interceptors, ErrorInterceptor()],
             options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
         )
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
+        add_registry_service(RegistryServicer(registry), server)
         box["target"] = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
         box["loop"], box["stop"] = asyncio.get_running_loop(), asyncio.Event()
         await server.start()

@@ -43,6 +43,7 @@ from weft_registry.mirror.upstream import UnreachableError, Upstream
 from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
 from weft_registry.remote.registry import RemoteRegistry
+from weft_registry.serve.chunks import add_registry_service
 from weft_registry.serve.service import RegistryServicer
 from weft_registry.serve.staleness import StalenessInterceptor
 from weft_registry.signing.keys import digest_of_private, read_public
@@ -95,7 +96,7 @@ class UpstreamServer:
                 options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
             )
             self._calls = RegistryServicer(self._registry)
-            registry_pb2_grpc.add_RegistryServiceServicer_to_server(self._calls, self._server)
+            add_registry_service(self._calls, self._server)
             self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
             await self._server.start()
 

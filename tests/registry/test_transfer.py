@@ -36,11 +36,11 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._registry, name)
 
-    def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
+    def read_blob(self, digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False) -> Iterator[bytes]:
         if len(self.reads) == self._breaks_after:
             raise UnavailableError("gone")
         self.reads.append(digest)
-        return (self._spoil(chunk) for chunk in self._registry.read_blob(digest, offset, limit))
+        return (self._spoil(chunk) for chunk in self._registry.read_blob(digest, offset, limit, unverified=unverified))
 
 
 def contents(directory: Path) -> dict[str, bytes]:

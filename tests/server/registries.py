@@ -24,9 +24,9 @@ class Counting(EmbeddedRegistry):
         self.silent: dict[str, WeftError] = {}
         """What resolving these references raises."""
 
-    def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
+    def read_blob(self, digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False) -> Iterator[bytes]:
         self.blobs_read += 1
-        return super().read_blob(digest, offset, limit)
+        return super().read_blob(digest, offset, limit, unverified=unverified)
 
     def resolve(self, reference: str) -> Version:
         self.resolved += 1

@@ -96,10 +96,10 @@ def test_a_new_cache_counts_what_is_there_and_meets_its_limit(
 def test_a_broken_off_pull_is_counted_and_gone_on_with_and_cleaned_at_the_next_start(
     registry: Counting, versions: list[Version], tmp_path: Path
 ) -> None:
-    def gone(digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
+    def gone(digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False) -> Iterator[bytes]:
         if registry.blobs_read % 2:
             raise UnavailableError("gone")
-        return Counting.read_blob(registry, digest, offset, limit)
+        return Counting.read_blob(registry, digest, offset, limit, unverified=unverified)
 
     disk = DiskCache(tmp_path / "pulled", 1 << 30)
     registry.read_blob = gone  # type: ignore[method-assign]

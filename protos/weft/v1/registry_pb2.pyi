@@ -163,14 +163,16 @@ class ListVersionsResponse(_message.Message):
     def __init__(self, versions: _Optional[_Iterable[_Union[_adapter_pb2.AdapterVersion, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ReadBlobRequest(_message.Message):
-    __slots__ = ("digest", "offset_bytes", "limit_bytes")
+    __slots__ = ("digest", "offset_bytes", "limit_bytes", "unverified")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNVERIFIED_FIELD_NUMBER: _ClassVar[int]
     digest: str
     offset_bytes: int
     limit_bytes: int
-    def __init__(self, digest: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ...) -> None: ...
+    unverified: bool
+    def __init__(self, digest: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., unverified: bool = ...) -> None: ...
 
 class ReadBlobResponse(_message.Message):
     __slots__ = ("chunk",)

@@ -110,10 +110,10 @@ class BlobAccess:
         self._ended(upload_id, leases.ANYBODY if namespace is None else namespace)
         return state
 
-    def read(self, digest: str, offset: int, limit: int) -> Iterator[bytes]:
+    def read(self, digest: str, offset: int, limit: int, *, unverified: bool) -> Iterator[bytes]:
         """See `BlobStore.read`."""
         self._check_readable(digest)
-        return self._blobs.read(digest, offset, limit)
+        return self._blobs.read(digest, offset, limit, unverified=unverified)
 
     def open(self, digest: str) -> BinaryIO:
         """See `BlobStore.open`."""

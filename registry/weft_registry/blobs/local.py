@@ -21,6 +21,7 @@ from weft_registry.blobs.staging import ReceivingStore, changed, space
 from weft_registry.blobs.store import BlobLimits, StoredBlob
 from weft_registry.blobs.verified import VerifyingStore, no_blob
 from weft_registry.digest import CHUNK_BYTES
+from weft_registry.writeback import begin_writeback
 
 
 class LocalBlobStore(ReceivingStore, VerifyingStore):
@@ -76,6 +77,7 @@ class LocalBlobStore(ReceivingStore, VerifyingStore):
                     hashing.update(chunk)
                     looking.update(chunk)
                     sink.write(chunk)
+                    begin_writeback(sink, len(chunk))
                     size += len(chunk)
                     if progress:
                         progress(len(chunk))

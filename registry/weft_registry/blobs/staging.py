@@ -28,6 +28,7 @@ from weft_registry.beside import Fed
 from weft_registry.blobs.store import BlobLimits, UploadState, upload_id_of
 from weft_registry.errors import CorruptionError, ExhaustedError, InvalidInputError, NotFoundError, OffsetError
 from weft_registry.inodes import still_there
+from weft_registry.writeback import begin_writeback
 
 _MAX_RUNNING = 256
 _LOOK_AT_ONCE = 4
@@ -117,6 +118,7 @@ class ReceivingStore(ABC):
             behind = [self._beside.submit(fed.update, chunk) for fed in running.fed] if running else []
             file.write(chunk)
             file.flush()
+            begin_writeback(file, len(chunk))
             for done in behind:
                 done.result()
             if running is not None:

@@ -52,20 +52,6 @@ def upload_id_of(digest: str, size_bytes: int, owner: str = "") -> str:
     return f"{digest.removeprefix('sha256:')}-{size_bytes}" + (f"-{owner}" if owner else "")
 
 
-class VerifiedChunks(Iterator[bytes]):
-    """A blob's bytes, hashed while they are read: the last chunk comes only if the whole has the digest.
-
-    A type of its own, so that whoever gets it in the same process need not hash the same bytes again.
-    """
-
-    def __init__(self, digest: str, chunks: Iterator[bytes]) -> None:
-        self.digest = digest
-        self._chunks = chunks
-
-    def __next__(self) -> bytes:
-        return next(self._chunks)
-
-
 class BlobStore(Protocol):
     """Immutable bytes by digest."""
 
@@ -84,10 +70,11 @@ class BlobStore(Protocol):
         """A blob's size in bytes. Raises `NotFoundError`."""
         ...
 
-    def read(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
+    def read(self, digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False) -> Iterator[bytes]:
         """The blob's bytes from `offset`, at most `limit` of them (0: all), in chunks of at most 1 MiB.
 
-        Raises `NotFoundError`, `OffsetError`, and `CorruptionError` before the last chunk of damaged bytes is given.
+        Raises `NotFoundError`, `OffsetError`, and `CorruptionError` before the last chunk of damaged bytes is given,
+        unless whoever asks hashes them itself: `unverified`.
         """
         ...
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from weft_registry.api import Progress
-from weft_registry.blobs.store import BlobStore, StoredBlob, UploadState, VerifiedChunks
+from weft_registry.blobs.store import BlobStore, StoredBlob, UploadState
 from weft_registry.errors import NotFoundError
 from weft_registry.mirror.fetches import STALL_S, Fetch
 
@@ -59,17 +59,17 @@ class PullThroughBlobs:
         size = self._size_of(digest) if self._held.missing([digest]) else None
         return self._held.size(digest) if size is None else size
 
-    def read(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
+    def read(self, digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False) -> Iterator[bytes]:
         """See `BlobStore.read`. A whole blob is given as it arrives, a part of one once it is here."""
         started = self._fetch(digest)
         if started is None:
-            return self._held.read(digest, offset, limit)
+            return self._held.read(digest, offset, limit, unverified=unverified)
         fetch, file = started
         if offset or limit:
             file.close()
             fetch.wait_stored()
-            return self._held.read(digest, offset, limit)
-        return VerifiedChunks(digest, fetch.follow(file))
+            return self._held.read(digest, offset, limit, unverified=unverified)
+        return fetch.follow(file)
 
     def open(self, digest: str) -> BinaryIO:
         """See `BlobStore.open`. Waits for a blob that is not here yet."""

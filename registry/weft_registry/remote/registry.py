@@ -35,6 +35,7 @@ from weft_registry.reference import AdapterName
 from weft_registry.remote.aliases import RemoteAliases
 from weft_registry.remote.staleness import HearsStaleness
 from weft_registry.wire.channel import open_channel
+from weft_registry.wire.chunks import ChunkCalls, UploadPiece
 from weft_registry.wire.login import token_for
 from weft_registry.wire.messages import (
     MAX_CHUNK_BYTES,
@@ -91,6 +92,7 @@ class RemoteRegistry(RemoteAliases):
         self._heard = HearsStaleness()
         self._channel = grpc.intercept_channel(open_channel(target, _OPTIONS, token_for(target, token)), self._heard)
         self._stub = registry_pb2_grpc.RegistryServiceStub(self._channel)
+        self._chunks = ChunkCalls(self._channel)
 
     def find_missing(self, digests: Sequence[str], adapter: AdapterName | None = None) -> list[str]:
         """See `RegistryApi.find_missing`."""
@@ -134,7 +136,7 @@ class RemoteRegistry(RemoteAliases):
             try:
                 with self._errors():
                     requests = _upload_requests(path, start.upload_id, start.committed_size_bytes, report)
-                    self._stub.WriteUpload(requests, timeout=self._transfer_timeout_s)
+                    self._chunks.write_upload(requests, timeout=self._transfer_timeout_s)
                 return
             except (UnavailableError, OffsetError, NotFoundError) as error:
                 # Broken off; or another sender of the same bytes is ahead, or has finished: look again.
@@ -190,20 +192,23 @@ class RemoteRegistry(RemoteAliases):
                 return found
             request.page_token = answer.next_page_token
 
-    def read_blob(self, digest: str, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
-        """See `RegistryApi.read_blob`. After a break it goes on with the next byte; hashing is the caller's."""
+    def read_blob(self, digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False) -> Iterator[bytes]:
+        """See `RegistryApi.read_blob`. After a break it goes on with the next byte."""
         done, best, failures = 0, 0, 0
         while True:
             if limit and done == limit:
                 return
             request = pb.ReadBlobRequest(
-                digest=digest, offset_bytes=offset + done, limit_bytes=limit - done if limit else 0
+                digest=digest,
+                offset_bytes=offset + done,
+                limit_bytes=limit - done if limit else 0,
+                unverified=unverified,
             )
             try:
                 with self._errors():
-                    for answer in self._stub.ReadBlob(request, timeout=self._transfer_timeout_s):
-                        done += len(answer.chunk)
-                        yield answer.chunk
+                    for chunk in self._chunks.read_blob(request, timeout=self._transfer_timeout_s):
+                        done += len(chunk)
+                        yield chunk
                 return
             except UnavailableError as error:
                 failures = 1 if done > best else failures + 1
@@ -300,14 +305,14 @@ def answered_by(target: str, error: grpc.RpcError) -> WeftError:
     return known
 
 
-def _upload_requests(path: Path, upload_id: str, offset: int, report: Progress) -> Iterator[pb.WriteUploadRequest]:
+def _upload_requests(path: Path, upload_id: str, offset: int, report: Progress) -> Iterator[UploadPiece]:
     with path.open("rb") as file:
         file.seek(offset)
         while chunk := file.read(MAX_CHUNK_BYTES):
-            yield pb.WriteUploadRequest(upload_id=upload_id, offset_bytes=offset, chunk=chunk)
+            yield UploadPiece(upload_id, offset, chunk, finish=False)
             offset += len(chunk)
             report(offset)
-        yield pb.WriteUploadRequest(upload_id=upload_id, offset_bytes=offset, finish=True)
+        yield UploadPiece(upload_id, offset, b"", finish=True)
 
 
 def _pause(attempt: int, error: WeftError) -> None:

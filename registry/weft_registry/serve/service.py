@@ -19,6 +19,7 @@ from weft_registry.serve.ahead import one_ahead
 from weft_registry.serve.alias_calls import AliasCalls
 from weft_registry.serve.authentication import as_caller
 from weft_registry.serve.paging import adapter_token, fitting, page_size, row_token
+from weft_registry.wire.chunks import UploadPiece
 from weft_registry.wire.messages import (
     MAX_CHUNK_BYTES,
     identity_message,
@@ -59,8 +60,9 @@ class RegistryServicer(AliasCalls):
             upload_id=state.upload_id, committed_size_bytes=state.committed_bytes, complete=state.complete
         )
 
-    async def WriteUpload(
-        self, request_iterator: AsyncIterator[pb.WriteUploadRequest], context: Any
+    # Not of protobuf's types: `weft_registry.serve.chunks` adds it, and `ReadBlob`, to a server.
+    async def WriteUpload(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[UploadPiece], context: Any
     ) -> pb.WriteUploadResponse:
         """See registry.proto. What was received before a break is on disk."""
         upload_id, state = "", None
@@ -132,15 +134,21 @@ class RegistryServicer(AliasCalls):
         more = more or len(page) < len(rows)
         return pb.ListVersionsResponse(versions=page, next_page_token=str(rows[len(page) - 1].id) if more else "")
 
-    async def ReadBlob(self, request: pb.ReadBlobRequest, context: Any) -> AsyncIterator[pb.ReadBlobResponse]:
+    async def ReadBlob(  # type: ignore[override]
+        self, request: pb.ReadBlobRequest, context: Any
+    ) -> AsyncIterator[bytes]:
         """See registry.proto."""
         if request.offset_bytes < 0 or request.limit_bytes < 0:
             raise OffsetError("offset_bytes and limit_bytes: negative")
         chunks = await asyncio.to_thread(
-            self._registry.read_blob, digests.check(request.digest), request.offset_bytes, request.limit_bytes
+            self._registry.read_blob,
+            digests.check(request.digest),
+            request.offset_bytes,
+            request.limit_bytes,
+            unverified=request.unverified,
         )
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            yield pb.ReadBlobResponse(chunk=chunk)
+            yield chunk
 
     async def Yank(self, request: pb.YankRequest, context: Any) -> pb.YankResponse:
         """See registry.proto."""

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from weft.v1 import registry_admin_pb2, registry_admin_pb2_grpc, registry_pb2, registry_pb2_grpc
+from weft.v1 import registry_admin_pb2, registry_admin_pb2_grpc, registry_pb2
 from weft_registry.allocator import keep_freed_chunks
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.hub.port import HubPort
@@ -23,6 +23,7 @@ from weft_registry.mirror.registry import MirrorRegistry
 from weft_registry.mirror.upstream import Upstream
 from weft_registry.serve.admin_service import RegistryAdminServicer
 from weft_registry.serve.authentication import AuthenticationInterceptor
+from weft_registry.serve.chunks import add_registry_service
 from weft_registry.serve.options import RegistryServeOptions
 from weft_registry.serve.ports import listen
 from weft_registry.serve.service import RegistryServicer
@@ -96,7 +97,7 @@ async def running(options: RegistryServeOptions) -> AsyncIterator[RunningRegistr
             ],
         )
         calls = RegistryServicer(registry)
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(calls, server)
+        add_registry_service(calls, server)
         registry_admin_pb2_grpc.add_RegistryAdminServiceServicer_to_server(RegistryAdminServicer(registry), server)
         health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)

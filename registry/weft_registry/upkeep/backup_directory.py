@@ -16,6 +16,7 @@ from weft_registry.api import Progress
 from weft_registry.blobs.store import BlobStore
 from weft_registry.errors import NotFoundError, PreconditionError
 from weft_registry.upkeep.dump import Blob, Dump
+from weft_registry.writeback import begin_writeback
 
 CATALOG = "catalog.jsonl"
 _PARTIAL = ".partial"
@@ -47,6 +48,7 @@ class DirectoryWriter:
         with partial.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
+                begin_writeback(file, len(chunk))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -18,13 +18,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from weft.v1 import registry_admin_pb2_grpc, registry_pb2_grpc
+from weft.v1 import registry_admin_pb2_grpc
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.principal import NOBODY, Principal
 from weft_registry.remote.admin import RemoteAdmin
 from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.serve.admin_service import RegistryAdminServicer
 from weft_registry.serve.authentication import AuthenticationInterceptor
+from weft_registry.serve.chunks import add_registry_service
 from weft_registry.serve.ports import listen
 from weft_registry.serve.service import RegistryServicer
 from weft_registry.wire.messages import MAX_MESSAGE_BYTES
@@ -68,7 +69,7 @@ def asking(registry: EmbeddedRegistry, anonymous: Principal = NOBODY, tls: TlsFi
             interceptors=[ErrorInterceptor(), AuthenticationInterceptor(registry.authenticator(anonymous), registry)],
             options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
         )
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
+        add_registry_service(RegistryServicer(registry), server)
         registry_admin_pb2_grpc.add_RegistryAdminServiceServicer_to_server(RegistryAdminServicer(registry), server)
         box["target"] = listen(server, "127.0.0.1", 0, tls, authenticated=True)
         box["loop"], box["stop"] = asyncio.get_running_loop(), asyncio.Event()
