@@ -267,10 +267,11 @@ def _kib(pid: int, field: str) -> int:
 
 
 def _weft(home: Home, *words: str) -> None:
-    """Runs a command as a user would, in a process of its own."""
+    """Runs a command as a user would, in a process of its own, which finds its modules compiled."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run(
         [sys.executable, "-m", "weft_client.cli", *words],
-        env={**os.environ, "WEFT_HOME": str(home.root)},
+        env={**environment, "WEFT_HOME": str(home.root)},
         stdout=subprocess.DEVNULL,
         check=True,
     )

@@ -16,6 +16,7 @@ import pytest
 
 from weft_registry.base import BaseSpec
 from weft_registry.home import Home
+from weft_registry.storage import Storage
 
 Start = Callable[..., "subprocess.Popen[str]"]
 # Runs a command as `weft` does, then writes to stderr which modules that took.
@@ -65,6 +66,21 @@ def test_a_local_list_imports_neither_grpc_nor_the_servers(python: Any, base: Ba
     modules = set(python(LISTING, "list").stderr.split("\n"))
     assert "weft_registry.embedded" in modules
     assert not {name.partition(".")[0] for name in modules} & {"grpc", "google", "weft_server", "weft_adapters"}
+
+
+def test_the_table_of_a_registry_in_files_loads_no_database_library(python: Any, home: Home) -> None:
+    Storage().open_catalog(home.registry).close()
+    done = python(LISTING, "list")
+    assert "no adapters yet" in done.stderr
+    modules = set(done.stderr.split("\n"))
+    assert "weft_registry.catalog.quick_listing" in modules
+    assert not modules & {"sqlalchemy", "weft_registry.embedded", "weft_registry.api", "weft_registry.manifest"}
+
+
+def test_the_help_of_all_commands_loads_none_of_what_they_run(python: Any) -> None:
+    modules = set(python(LISTING, "--help").stderr.split("\n"))
+    assert {"weft_client.cli.listing", "weft_client.cli.upkeep"} < modules
+    assert not modules & {"sqlalchemy", "ssl", "weft_registry.api", "weft_registry.admin_api", "weft_registry.kinds"}
 
 
 def test_the_clients_import_neither_torch_nor_the_layers_that_need_it(python: Any) -> None:

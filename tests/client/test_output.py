@@ -1,10 +1,11 @@
 """Numbers, times and strangers' text, as people read them."""
 
+import random
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from weft_client.cli.output import duration, moment, printable, short, size, timestamp
+from weft_client.cli.output import duration, moment, moment_us, printable, short, size, timestamp
 
 
 @pytest.mark.parametrize(
@@ -13,6 +14,15 @@ from weft_client.cli.output import duration, moment, printable, short, size, tim
 )
 def test_sizes(count: int, expected: str) -> None:
     assert size(count) == expected
+
+
+def test_sizes_equal_those_of_repeated_division() -> None:
+    near = [1024**power + more for power in range(1, 6) for more in (-1, 0, 1)]
+    for count in (*near, *(random.Random(0).randrange(1 << bits) for bits in range(1, 53))):
+        value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+        while value >= 1024 and len(units) > 1:
+            value, units = value / 1024, units[1:]
+        assert size(count) == (f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}")
 
 
 @pytest.mark.parametrize(
@@ -27,6 +37,12 @@ def test_times_are_told_in_utc() -> None:
     assert moment(east) == "2026-01-31 09:00Z"
     assert timestamp(east) == "2026-01-31T09:00:05Z"
     assert timestamp(datetime(2026, 1, 31, tzinfo=UTC)) == "2026-01-31T00:00:00Z"
+
+
+def test_stored_times_are_told_as_all_others() -> None:
+    epoch, last = datetime(1970, 1, 1, tzinfo=UTC), 253_402_300_799_999_999  # The end of the year 9999.
+    for time_us in (0, 59_999_999, 60_000_000, last, *(random.Random(0).randrange(last) for _ in range(1000))):
+        assert moment_us(time_us) == moment(epoch + timedelta(microseconds=time_us))
 
 
 def test_a_short_digest_is_twelve_digits() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -15,8 +16,8 @@ import sqlalchemy as sa
 
 from tests.registry.lab import BASE, add_base, seal, serving
 from weft_registry import transfer
-from weft_registry.api import Version, VersionQuery
-from weft_registry.catalog.quick_listing import list_summaries
+from weft_registry.api import AdapterSummary, Version, VersionQuery, VersionSummary
+from weft_registry.catalog.quick_listing import line_of, list_lines
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import InvalidInputError
 from weft_registry.home import Home
@@ -279,13 +280,84 @@ def test_the_quick_listing_says_what_the_registry_says_or_nothing(
     publish("other/a", tags=("z", "y"))
     if registry._catalog.dialect == "sqlite":
         for namespace in ("", "team", "nobody"):
-            assert list_summaries(home, namespace) == registry.list_adapters(namespace), namespace
+            assert list_lines(home, namespace) == [line_of(each) for each in registry.list_adapters(namespace)]
         assert [summary.version_count for summary in registry.list_adapters()] == [1, 2, 0]
         with registry._catalog.write() as connection:
             connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
-        assert list_summaries(home, "") is None
+        assert list_lines(home, "") is None
         with pytest.raises(InvalidInputError):
-            list_summaries(home, "../x")
-        assert list_summaries(Home(home.root / "elsewhere"), "") is None
+            list_lines(home, "../x")
+        assert list_lines(Home(home.root / "elsewhere"), "") is None
     monkeypatch.setenv("WEFT_REGISTRY_DATABASE", "postgresql://somewhere/else")
-    assert list_summaries(home, "") is None
+    assert list_lines(home, "") is None
+
+
+def test_the_quick_listing_leaves_a_catalog_without_its_index_to_the_registry(
+    home: Home, registry: EmbeddedRegistry, publish: Callable[..., Version]
+) -> None:
+    if registry._catalog.dialect != "sqlite":
+        pytest.skip("the quick listing reads files")
+    publish("team/a")
+    with registry._catalog.write() as connection:
+        connection.execute(sa.text("DROP INDEX versions_shown"))
+    assert list_lines(home, "") is None
+    assert [summary.version_count for summary in registry.list_adapters()] == [1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_listings_equal_a_count_over_every_version(
+    home: Home, registry: EmbeddedRegistry, publish: Callable[..., Version], seed: int
+) -> None:
+    """Of adapters whose versions were tagged, named, yanked and deleted at random."""
+    chance = random.Random(seed)
+    names = [AdapterName(namespace, name) for namespace in ("a", "a-b", "a.b", "b") for name in ("x", "x-y", "y")]
+    published_names = chance.sample(names, 9)
+    for i in range(30):
+        name = published_names[i] if i < 9 else chance.choice(published_names)
+        kind = chance.choice(("lora", "prefix"))
+        published = publish(str(name), kind=kind, tags=tuple(chance.sample((f"v{i}", f"best{i}", f"_{i}"), 2))[: i % 3])
+        if i % 3 == 0:
+            registry.set_alias(name, "production", published.digest)
+    ends = [registry.yank, registry.delete_version, None]
+    for i, name in enumerate(published_names):
+        for version in registry.list_versions(name):
+            # Nothing is left of the first, and nothing to be seen of the second.
+            end = registry.delete_version if i == 0 else registry.yank if i == 1 else chance.choice(ends)
+            if end is None or ("production" in version.aliases and i > 1):
+                continue
+            if "production" in version.aliases:
+                registry.delete_alias(name, "production")
+            end(f"{name}@{version.digest}")
+    expected = [
+        _counted(name, versions)
+        for name in sorted(published_names)
+        if (versions := registry.list_versions(name, include_yanked=True))
+    ]
+    assert registry.list_adapters() == expected
+    namespaces = {summary.adapter.namespace for summary in expected}
+    for namespace in ("", *sorted(namespaces)):
+        of_namespace = [each for each in expected if namespace in ("", each.adapter.namespace)]
+        assert registry.list_adapters(namespace) == of_namespace
+        assert list_lines(home, namespace) == (
+            [line_of(each) for each in of_namespace] if registry._catalog.dialect == "sqlite" else None
+        )
+    assert len(expected) < len(published_names)
+    assert None in [summary.latest for summary in expected]
+
+
+def _counted(adapter: AdapterName, versions: list[Version]) -> AdapterSummary:
+    latest = next((version for version in versions if "latest" in version.aliases), None)
+    summary = latest and VersionSummary(
+        adapter,
+        latest.digest,
+        latest.manifest.kind,
+        latest.manifest.base.id,
+        latest.manifest.base.weights_sha256,
+        latest.tags,
+        latest.aliases,
+        latest.published_at,
+        latest.size_bytes,
+        latest.published_by,
+        latest.parent_digest,
+    )
+    return AdapterSummary(adapter, sum(not version.yanked for version in versions), summary)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,8 +15,10 @@ from weft_client.cli.output import Column, echo_json, echo_table, moment, printa
 from weft_client.cli.protect import protect, protected, unprotect
 from weft_client.cli.sources import opened
 from weft_client.cli.views import alias_json, move_json
-from weft_registry.api import Alias, AliasMove, AliasWatch
 from weft_registry.reference import AdapterName
+
+if TYPE_CHECKING:
+    from weft_registry.api import Alias, AliasMove, AliasWatch
 
 _HELP = ("-h", "--help")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,9 @@ from weft_client.cli.options import json_option, quiet_option
 from weft_client.cli.output import Column, echo_fields, echo_json, echo_table, short, size
 from weft_client.cli.progress import reporter
 from weft_client.cli.sources import bases, home
-from weft_registry.base import BaseSpec
+
+if TYPE_CHECKING:
+    from weft_registry.base import BaseSpec
 
 
 @click.group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,8 +12,10 @@ from weft_client.cli.options import json_option, registry_option
 from weft_client.cli.output import Column, echo_fields, echo_json, echo_table, moment, short, size
 from weft_client.cli.sources import opened
 from weft_client.cli.views import version_json, version_with_manifest_json
-from weft_registry.manifest import Metric
 from weft_registry.reference import AdapterName
+
+if TYPE_CHECKING:
+    from weft_registry.manifest import Metric
 
 
 @click.command()

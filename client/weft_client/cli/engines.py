@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
-from weft_registry.base import BaseSpec
+if TYPE_CHECKING:
+    from weft_registry.base import BaseSpec
 
 
 def engine_kernels(spec: BaseSpec) -> dict[str, str]:

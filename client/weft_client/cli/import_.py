@@ -16,10 +16,10 @@ from weft_client.cli.output import echo_json, size
 from weft_client.cli.progress import transfer_bar
 from weft_client.cli.sources import bases, opened
 from weft_client.cli.views import version_json
-from weft_registry.api import Published, RegistryApi
 from weft_registry.reference import AdapterName
 
 if TYPE_CHECKING:
+    from weft_registry.api import Published, RegistryApi
     from weft_registry.exchange.adoption import Choice
 
 Bring = Callable[[Path], Path]

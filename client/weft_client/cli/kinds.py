@@ -13,8 +13,6 @@ import click
 
 from weft_client.cli.options import json_option
 from weft_client.cli.output import Column, echo_json, echo_table
-from weft_registry.kinds import KIND_SCHEMAS
-from weft_registry.kinds.schema import PeftSchema
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,10 @@ def kinds(as_json: bool) -> None:
 
 def has_peft_form(kind: str) -> bool:
     """Whether adapters of the kind are imported from PEFT's directories and exported to them."""
+    # Imported here: the help of all commands comes without the schemas.
+    from weft_registry.kinds import KIND_SCHEMAS
+    from weft_registry.kinds.schema import PeftSchema
+
     return isinstance(KIND_SCHEMAS[kind], PeftSchema)
 
 

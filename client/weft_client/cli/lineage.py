@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weft_client.cli.output import short, timestamp
-from weft_registry.api import RegistryApi, Signature, Version, VersionQuery
 from weft_registry.errors import NotFoundError
 from weft_registry.reference import LATEST
+
+if TYPE_CHECKING:
+    from weft_registry.api import RegistryApi, Signature, Version
 
 TOLD = ("parent_version", "datasets", "config", "config_sha256")
 """Keys of a manifest's provenance that are told here, in words."""
@@ -38,6 +40,8 @@ class Lineage:
 
 def lineage_of(registry: RegistryApi, version: Version) -> Lineage:
     """Asks the registry. Raises what `RegistryApi` raises."""
+    from weft_registry.api import VersionQuery
+
     children = registry.search_versions(
         VersionQuery(parent_digest=version.digest, all_versions=True, order_by="published")
     )
@@ -95,6 +99,8 @@ def _parent(registry: RegistryApi, version: Version) -> Parent | None:
         return Parent(digest, (f"{version.adapter}@{digest}",), False)
     except NotFoundError:
         pass
+    from weft_registry.api import VersionQuery
+
     found = registry.search_versions(VersionQuery(label=digest, all_versions=True))
     if found:
         return Parent(digest, tuple(f"{each.adapter}@{digest}" for each in found), False)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from weft_client.cli.ages import Age
 from weft_client.cli.options import json_option, registry_option
-from weft_client.cli.output import Column, echo_json, echo_table, moment, short, size
+from weft_client.cli.output import Column, echo_json, echo_table, moment, moment_us, short, size
 from weft_client.cli.sources import home, opened
 from weft_client.cli.views import adapter_json, version_json
-from weft_registry.api import RegistryApi, Version, VersionQuery, VersionSummary
 from weft_registry.catalog import quick_listing
 from weft_registry.uncollected import uncollected
+
+if TYPE_CHECKING:
+    from weft_registry.api import RegistryApi, Version, VersionQuery
 
 
 def _order_key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -76,6 +79,16 @@ def list_adapters(
       weft list --base smol --where 'exact_match >= 0.8' --sort metric:exact_match
       weft list acme --newer-than 7d --all-versions
     """
+    order_by = _order(sort, reverse)
+    narrowed = bool(
+        kind or base or label or conditions or newer_than or older_than or children_of or all_versions
+    ) or order_by != _order(None, False)
+    if not narrowed and not as_json:
+        _list_all(namespace, registry_target)
+        return
+    # Imported here: the table of all adapters is printed in the time that the registry's vocabulary takes to load.
+    from weft_registry.api import VersionQuery
+
     query = VersionQuery(
         namespace=namespace,
         kind=kind,
@@ -84,13 +97,9 @@ def list_adapters(
         conditions=conditions,
         published_after=newer_than,
         published_before=older_than,
-        order_by=_order(sort, reverse),
+        order_by=order_by,
         all_versions=all_versions or bool(label) or bool(children_of),
     )
-    narrowed = query != VersionQuery(namespace=namespace) or bool(children_of)
-    if not narrowed and not as_json:
-        _list_all(namespace, registry_target)
-        return
     with opened(registry_target) as registry:
         if narrowed:
             _list_versions(registry, query, children_of, as_json)
@@ -102,10 +111,10 @@ def list_adapters(
 
 @uncollected()
 def _list_all(namespace: str, registry_target: str | None) -> None:
-    summaries = None if registry_target else quick_listing.list_summaries(home(), namespace)
-    if summaries is None:
+    lines = None if registry_target else quick_listing.list_lines(home(), namespace)
+    if lines is None:
         with opened(registry_target) as registry:
-            summaries = registry.list_adapters(namespace)
+            lines = [quick_listing.line_of(summary) for summary in registry.list_adapters(namespace)]
     columns = (
         Column("ADAPTER"),
         Column("KIND"),
@@ -116,9 +125,12 @@ def _list_all(namespace: str, registry_target: str | None) -> None:
         Column("BASE", folds=True),
         Column("PUBLISHED", folds=True),
     )
-    rows = [(str(summary.adapter), *_latest(summary.latest, str(summary.version_count))) for summary in summaries]
     where = f"in namespace {namespace}" if namespace else "yet"
-    echo_table(columns, rows, f"no adapters {where}; publish one with `weft push DIRECTORY NAMESPACE/NAME`")
+    echo_table(
+        columns,
+        [_cells(line) for line in lines],
+        f"no adapters {where}; publish one with `weft push DIRECTORY NAMESPACE/NAME`",
+    )
 
 
 def _list_versions(registry: RegistryApi, query: VersionQuery, children_of: str | None, as_json: bool) -> None:
@@ -164,15 +176,8 @@ def _row(version: Version) -> tuple[str, ...]:
     )
 
 
-def _latest(version: VersionSummary | None, count: str) -> tuple[str, ...]:
-    if version is None:
-        return "-", "(all yanked)", "", count, "", "", ""
-    return (
-        version.kind,
-        short(version.digest),
-        ", ".join(version.tags),
-        count,
-        size(version.size_bytes),
-        version.base,
-        moment(version.published_at),
-    )
+def _cells(line: quick_listing.Line) -> tuple[str, ...]:
+    adapter, count, kind, digest, tags, size_bytes, base, published_at_us = line
+    if not digest:
+        return adapter, "-", "(all yanked)", "", str(count), "", "", ""
+    return adapter, kind, short(digest), tags, str(count), size(size_bytes), base, moment_us(published_at_us)

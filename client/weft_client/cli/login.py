@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from weft_client.cli.failure import Failure
 from weft_client.cli.options import json_option
 from weft_client.cli.output import echo_fields, echo_json, moment, timestamp
-from weft_registry.api import Identity
+
+if TYPE_CHECKING:
+    from weft_registry.api import Identity
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -7,7 +7,8 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from functools import cache, lru_cache
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ GAP = 2
 FOLDED_WIDTH = 12
 """What a column that may fold still needs to be readable."""
 
+_EPOCH = date(1970, 1, 1)
 _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
@@ -66,17 +68,26 @@ def printable(text: str) -> str:
 
 def size(count: int) -> str:
     """Bytes for people: `1.2 MiB`."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+    if count < 1 << 10:
+        return f"{count} B"
+    if count < 1 << 20:
+        return f"{count / (1 << 10):.1f} KiB"
+    if count < 1 << 30:
+        return f"{count / (1 << 20):.1f} MiB"
+    if count < 1 << 40:
+        return f"{count / (1 << 30):.1f} GiB"
+    return f"{count / (1 << 40):.1f} TiB"
 
 
 def moment(when: datetime) -> str:
     """A time for people, in UTC: `2026-01-31 12:00Z`."""
     return when.astimezone(UTC).isoformat(" ", "minutes").removesuffix("+00:00") + "Z"
+
+
+def moment_us(time_us: int) -> str:
+    """The same of microseconds since 1970, UTC, in a third of the time."""
+    day, minute = divmod(time_us // 60_000_000, 24 * 60)
+    return f"{_date(day)} {_time(minute)}Z"
 
 
 def timestamp(when: datetime) -> str:
@@ -103,6 +114,17 @@ def share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
 
+# The dates in a listing of thousands are few, and so are the minutes of a day.
+@lru_cache(maxsize=4096)
+def _date(day: int) -> str:
+    return (_EPOCH + timedelta(day)).isoformat()
+
+
+@cache
+def _time(minute: int) -> str:
+    return f"{minute // 60:02}:{minute % 60:02}"
+
+
 def _is_plain(rows: Iterable[Sequence[str]]) -> bool:
     """Whether there is nothing to look at more closely: a listing may have a hundred thousand cells."""
     text = "".join(map("".join, rows))
@@ -118,11 +140,12 @@ def _obeyed(character: str) -> bool:
 def _echo_plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     lines = [[column.title for column in columns], *rows]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    # With `%`, which takes two thirds of the time of `format`.
     form = (" " * GAP).join(
-        f"{{:{'>' if column.right else '<'}{width}}}" for column, width in zip(columns, widths, strict=True)
+        f"%{'' if column.right else '-'}{width}s" for column, width in zip(columns, widths, strict=True)
     )
     # At once: ten thousand lines, one by one, take longer than to find them.
-    click.echo("\n".join(form.format(*line).rstrip() for line in lines))
+    click.echo("\n".join([(form % tuple(line)).rstrip() for line in lines]))
 
 
 def _echo_on_terminal(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:

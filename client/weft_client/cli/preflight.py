@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from weft_registry import digest as digests
-from weft_registry.api import RegistryApi
 from weft_registry.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 from weft_registry.reference import LATEST, AdapterName, check_label
+
+if TYPE_CHECKING:
+    from weft_registry.api import RegistryApi
 
 
 def check_publishing(

@@ -7,9 +7,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from weft_registry.api import Progress
-
 if TYPE_CHECKING:
+    from weft_registry.api import Progress
     from weft_trainer.progress import Reporter
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from weft_client.cli.failure import Failure
@@ -10,9 +12,11 @@ from weft_client.cli.output import echo_json, short
 from weft_client.cli.sources import opened
 from weft_client.cli.views import alias_json
 from weft_registry import conditions
-from weft_registry.api import RegistryApi, Version
 from weft_registry.errors import ConflictError, InvalidInputError
 from weft_registry.reference import LATEST, check_label
+
+if TYPE_CHECKING:
+    from weft_registry.api import RegistryApi, Version
 
 NOT_MET = 3
 """The status when the condition does not hold: apart from 1, which says that something went wrong."""

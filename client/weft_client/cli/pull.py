@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,8 +13,10 @@ from weft_client.cli.output import echo_json
 from weft_client.cli.progress import transfer_bar
 from weft_client.cli.sources import opened
 from weft_client.cli.views import version_json
-from weft_registry.api import Version
 from weft_registry.reference import Reference
+
+if TYPE_CHECKING:
+    from weft_registry.api import Version
 
 
 @click.command()

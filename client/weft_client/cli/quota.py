@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +10,9 @@ from weft_client.cli.options import json_option, registry_option
 from weft_client.cli.output import echo_fields, echo_json, size
 from weft_client.cli.serve import memory
 from weft_client.cli.sources import administered
-from weft_registry.admin_api import Quota
+
+if TYPE_CHECKING:
+    from weft_registry.admin_api import Quota
 
 
 @click.group()
@@ -84,6 +86,8 @@ def set_quota(
     said = {"max_bytes": max_bytes, "max_versions": max_versions, "max_open_uploads": max_open_uploads}
     if all(value is None for value in said.values()):
         raise click.UsageError("name at least one of --bytes, --versions and --uploads")
+    from weft_registry.admin_api import Quota
+
     with administered(registry_target) as admin:
         before = admin.usage(namespace).quota
         # A namespace that followed the rule of all so far keeps it for what is not said now.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +11,10 @@ from weft_client.cli.ages import Deadline
 from weft_client.cli.options import json_option, registry_option
 from weft_client.cli.output import Column, echo_json, echo_table, moment, timestamp
 from weft_client.cli.sources import administered
-from weft_registry.admin_api import Token
 from weft_registry.principal import EVERY, Scope
+
+if TYPE_CHECKING:
+    from weft_registry.admin_api import Token
 
 
 @click.group()

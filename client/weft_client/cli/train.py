@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +18,11 @@ from weft_client.cli.preflight import check_publishing
 from weft_client.cli.progress import reporter
 from weft_client.cli.sources import opened
 from weft_client.cli.views import version_json
-from weft_registry.api import Version
 from weft_registry.errors import PreconditionError, WeftError
 from weft_registry.reference import AdapterName
+
+if TYPE_CHECKING:
+    from weft_registry.api import Version
 
 
 @click.command()

@@ -15,11 +15,11 @@ from weft_client.cli.options import json_option, quiet_option, registry_option, 
 from weft_client.cli.output import echo_json, size
 from weft_client.cli.progress import transfer_bar
 from weft_client.cli.sources import administered, home
-from weft_registry.admin_api import CheckProgress
-from weft_registry.api import Progress
 from weft_registry.errors import Violation
 
 if TYPE_CHECKING:
+    from weft_registry.admin_api import CheckProgress
+    from weft_registry.api import Progress
     from weft_registry.embedded import EmbeddedRegistry
 
 
@@ -150,6 +150,8 @@ def _watch(stack: ExitStack, label: str, quiet: bool) -> Callable[[int], Progres
 
 def _checked(steps: Iterable[CheckProgress], quiet: bool) -> CheckProgress:
     """The outcome of a check, whose progress is shown where somebody watches."""
+    from weft_registry.admin_api import CheckProgress
+
     last = CheckProgress(0, 0, 0)
     with _version_bar(quiet) as show:
         for step in steps:

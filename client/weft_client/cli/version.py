@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 
 import click
 
@@ -24,6 +22,10 @@ def version(as_json: bool) -> None:
     Example:
       weft version --json
     """
+    # Imported here: the help of all commands comes without it.
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
     versions: dict[str, str | None] = {"weft": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from weft_client.cli.output import timestamp
-from weft_registry.api import AdapterSummary, Alias, AliasMove, VerifyReport, Version
 
 if TYPE_CHECKING:
     from weft_registry.admin_api import ProtectedAlias
+    from weft_registry.api import AdapterSummary, Alias, AliasMove, VerifyReport, Version
 
 _METRIC = ("name", "value", "dataset_sha256", "split")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from weft_registry.errors import InvalidInputError
 from weft_registry.principal import LOCAL, NOBODY, Principal, anonymous_reader
-from weft_registry.wire.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from weft_registry.wire.tls import TlsFiles
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,18 @@ versions = Table(
         "published_at_us",
         "published_by",
     ),
+    # What the table of `weft list` shows, and how many versions an adapter has: less than half as much to read.
+    Index(
+        "versions_shown",
+        "adapter_id",
+        "id",
+        "yanked",
+        "digest",
+        "kind",
+        "base_id",
+        "size_bytes",
+        "published_at_us",
+    ),
     sqlite_autoincrement=True,
 )
 

@@ -27,6 +27,7 @@ _LISTED = [
     "published_at_us",
     "published_by",
 ]
+_SHOWN = ["adapter_id", "id", "yanked", "digest", "kind", "base_id", "size_bytes", "published_at_us"]
 _NO_CHANGES = "the audit log is only ever added to"
 
 
@@ -41,6 +42,7 @@ def upgrade() -> None:
     op.add_column("versions", sa.Column("published_by", sa.String(128), nullable=False, server_default=""))
     op.add_column("versions", sa.Column("base_id", sa.String(255), nullable=False, server_default=""))
     op.create_index("versions_listed", "versions", _LISTED)
+    op.create_index("versions_shown", "versions", _SHOWN)
     op.create_table(
         "version_metrics",
         sa.Column("version_id", sa.Integer, sa.ForeignKey("versions.id"), primary_key=True),
