@@ -27,7 +27,7 @@ from weft_registry.api import AdapterSummary, Deleted, Progress, Published, Veri
 from weft_registry.base import BaseStore
 from weft_registry.blobs.store import BlobLimits, BlobStore, UploadState
 from weft_registry.catalog import aliases as alias_moves
-from weft_registry.catalog import audit, changes, deletion, listing, protection, records, search
+from weft_registry.catalog import audit, changes, deletion, listing, mirrored, protection, records, search
 from weft_registry.catalog import tables as t
 from weft_registry.catalog.alias_feed import AliasFeed
 from weft_registry.embedded_aliases import EmbeddedAliases
@@ -201,6 +201,7 @@ class EmbeddedRegistry(EmbeddedAliases, EmbeddedSignatures, Administration, Upke
         with self._catalog.write() as connection:
             if request_id and (earlier := changes.answered(connection, request_id, content)):
                 return earlier
+            mirrored.refuse_to_publish(connection, self._catalog.where)
             if within is not None:
                 within(connection)
             protection.check_may_move(connection, self._principal, adapter, aliases)

@@ -9,6 +9,7 @@ import click
 from weft_client.cli import upkeep
 from weft_client.cli.access import access_options, taken
 from weft_client.cli.options import FiniteRange, storage_options
+from weft_client.cli.serve import memory
 from weft_registry.serve.options import RegistryServeOptions
 
 _DEFAULTS = RegistryServeOptions()
@@ -56,6 +57,14 @@ def registry() -> None:
     help="Mirror this registry: bring what is asked for and not held, serve what is held while it is away. The token "
     "for it is in WEFT_UPSTREAM_TOKEN, or from `weft login`.",
 )
+@click.option(
+    "--max-held",
+    "max_held_bytes",
+    type=memory,
+    metavar="SIZE",
+    help="With --upstream: hold at most so much, as 200GiB; the files read least recently go first, and come again "
+    "when somebody asks for them. Default: no bound.",
+)
 @storage_options
 @access_options
 def serve(**settings: Any) -> None:
@@ -68,9 +77,11 @@ def serve(**settings: Any) -> None:
     Example:
       weft registry serve
       weft registry serve --database postgresql://weft@db/weft --blobs s3://adapters/weft
-      weft registry serve --upstream registry.example.org:50052
+      weft registry serve --upstream registry.example.org:50052 --max-held 200GiB
       HF_ENDPOINT=http://127.0.0.1:50080 hf download acme/topics --revision v1
     """
+    if settings["max_held_bytes"] is not None and settings["upstream"] is None:
+        raise click.UsageError("--max-held needs --upstream: only a mirror can bring again what goes")
     from weft_registry.serve.serving import serve as run
 
     access = taken(settings)

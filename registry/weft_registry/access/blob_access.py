@@ -21,7 +21,7 @@ from weft_registry.access import quotas
 from weft_registry.api import Progress
 from weft_registry.blobs.store import BlobStore, UploadState, upload_id_of
 from weft_registry.blobs.verified import no_blob
-from weft_registry.catalog import leases, records
+from weft_registry.catalog import leases, mirrored, records
 from weft_registry.catalog import tables as t
 from weft_registry.catalog.database import Catalog
 from weft_registry.errors import CorruptionError, InvalidInputError, NotFoundError
@@ -188,6 +188,9 @@ class BlobAccess:
         if namespace == EVERY and not self._sees_all and principal.scopes:
             raise InvalidInputError("adapter: missing: say which adapter these bytes are for")
         principal.check(Scope.PUBLISH, namespace)
+        with self._catalog.read() as connection:
+            # `publish` asks again; here it is told before gigabytes are sent.
+            mirrored.refuse_to_publish(connection, self._catalog.where)
         return namespace
 
     def _uploading(self, upload_id: str) -> str | None:

@@ -54,14 +54,17 @@ class ObjectReader(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Some bytes; 0 at the end. Raises as `Bucket.call`."""
+        """Some bytes; 0 at the end. Raises as `Bucket.call`; `UnavailableError` where the object was deleted since."""
         if self._at >= self.size_bytes:
             return 0
         begin = self._at - self._chunk_at
         if not 0 <= begin < len(self._chunk):
             if begin != len(self._chunk):
                 self._stream = None
-            self._chunk = self._bucket.call(self._next)[: self.size_bytes - self._at]
+            try:
+                self._chunk = self._bucket.call(self._next)[: self.size_bytes - self._at]
+            except FileNotFoundError as error:
+                raise self._bucket.unreachable(f"{self._key} was deleted while it was read") from error
             self._chunk_at, begin = self._at, 0
         part = memoryview(self._chunk)[begin : begin + len(buffer)]
         buffer[: len(part)] = part

@@ -29,11 +29,7 @@ class VerifyingStore(ABC):
     def read(self, digest: str, offset: int = 0, limit: int = 0, *, unverified: bool = False) -> Iterator[bytes]:
         """See `BlobStore.read`."""
         size = self.size(digest)
-        if not 0 <= offset <= size or limit < 0:
-            raise OffsetError(
-                f"blob {digest}: cannot read {limit} bytes from {offset}: it has {size}",
-                metadata={"size_bytes": str(size)},
-            )
+        check_part(digest, size, offset, limit)
         if unverified or offset or 0 < limit < size:
             return self._read_part(digest, offset, min(limit or size, size - offset), unverified=unverified)
         return self._read_all(digest)
@@ -82,6 +78,15 @@ class VerifyingStore(ABC):
             f"blob {digest} is corrupt: its bytes have digest {found}; {self._repair()}",
             reason="BLOB_CORRUPT",
             metadata={"digest": digest, "found": found},
+        )
+
+
+def check_part(digest: str, size_bytes: int, offset: int, limit: int) -> None:
+    """Raises `OffsetError` for a part that a blob of `size_bytes` cannot have."""
+    if not 0 <= offset <= size_bytes or limit < 0:
+        raise OffsetError(
+            f"blob {digest}: cannot read {limit} bytes from {offset}: it has {size_bytes}",
+            metadata={"size_bytes": str(size_bytes)},
         )
 
 

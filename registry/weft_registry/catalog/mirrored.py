@@ -15,18 +15,38 @@ from sqlalchemy import Connection
 from weft_registry.api import Version
 from weft_registry.catalog import aliases, audit, changes, records
 from weft_registry.catalog import tables as t
+from weft_registry.errors import PreconditionError
 from weft_registry.manifest import Manifest
 from weft_registry.reference import AdapterName
 
 ACTOR = "upstream"
 """Who moves aliases here."""
 _BECAME = "mirror"
+_UPSTREAM = "mirror_of"
+
+
+def upstream_of(connection: Connection) -> str | None:
+    """The registry that this catalog is a mirror of, as it was named last; None for what is no mirror."""
+    found = connection.execute(sa.select(t.settings.c.value).where(t.settings.c.key == _UPSTREAM))
+    return found.scalar_one_or_none()
 
 
 def is_mirror(connection: Connection) -> bool:
     """Whether this catalog is that of a mirror: not everything that it lists need be held here."""
-    found = connection.execute(sa.select(t.audit.c.id).where(t.audit.c.action == _BECAME).limit(1))
-    return found.first() is not None
+    return upstream_of(connection) is not None
+
+
+def refuse_to_publish(connection: Connection, where: str) -> None:
+    """Raises `PreconditionError` (`READ_ONLY_MIRROR`) if this catalog, which is in `where`, is a mirror's: what was
+    published in it would be mixed up with what the upstream calls by the same name."""
+    upstream = upstream_of(connection)
+    if upstream is not None:
+        raise PreconditionError(
+            f"the registry in {where} is a mirror of {upstream}, and is only read: publish there (--registry "
+            f"{upstream}), or here with another WEFT_HOME",
+            reason="READ_ONLY_MIRROR",
+            metadata={"upstream": upstream},
+        )
 
 
 def has_versions(connection: Connection) -> bool:
@@ -35,7 +55,9 @@ def has_versions(connection: Connection) -> bool:
 
 
 def become_mirror(connection: Connection, upstream: str, actor: str) -> None:
-    """Writes down, in the log that only grows, which registry this one mirrors from now on."""
+    """Writes down which registry this one mirrors from now on; in the log that only grows, too."""
+    connection.execute(t.settings.delete().where(t.settings.c.key == _UPSTREAM))
+    connection.execute(t.settings.insert().values(key=_UPSTREAM, value=upstream))
     audit.record(connection, actor, _BECAME, "", upstream)
 
 

@@ -192,6 +192,15 @@ uploads = Table(
     Column("touched_at_us", BigInteger, nullable=False),
 )
 
+# What a mirror with a bound holds, and when each blob was last read. Follows the store, and keeps nothing from going.
+held_blobs = Table(
+    "held_blobs",
+    metadata,
+    Column("sha256", String(71), primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("read_at_us", BigInteger, nullable=False, index=True),
+)
+
 tokens = Table(
     "tokens",
     metadata,

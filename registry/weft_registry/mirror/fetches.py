@@ -40,7 +40,7 @@ class Fetch:
         return self._error is not None
 
     def run(self, chunks: Callable[[], Iterator[bytes]], store: Callable[[Path], None]) -> None:
-        """Brings the bytes of `chunks()`, and has them stored. Raises nothing: whoever follows is told."""
+        """Brings the bytes of `chunks()`, and has `store` keep them. Raises nothing: whoever follows is told."""
         try:
             self._receive(chunks())
             with self._news:
@@ -85,7 +85,7 @@ class Fetch:
                     yield chunk
 
     def wait_stored(self) -> None:
-        """Returns once the blob is stored. Raises as `follow`."""
+        """Returns once the blob is stored, or was found not to be kept: its file is whole. Raises as `follow`."""
         with self._news:
             while not self._stored:
                 self._raise_if_failed()

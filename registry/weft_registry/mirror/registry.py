@@ -26,6 +26,7 @@ from weft_registry.errors import CorruptionError, InvalidInputError, NotFoundErr
 from weft_registry.home import Home
 from weft_registry.manifest import Manifest
 from weft_registry.mirror.blobs import PullThroughBlobs
+from weft_registry.mirror.room import Room
 from weft_registry.mirror.upstream import UnreachableError, Upstream
 from weft_registry.principal import LOCAL
 from weft_registry.reference import AdapterName, Reference
@@ -79,26 +80,36 @@ REFUSED_TO_HUB_CLIENTS = frozenset(
 
 
 class MirrorRegistry(EmbeddedRegistry):
-    """Owns what `EmbeddedRegistry` owns, and the connection to the upstream."""
+    """Owns what `EmbeddedRegistry` owns, the connection to the upstream, and with a bound the room for blobs."""
 
     def __init__(
-        self, home: Home, upstream: Upstream, limits: BlobLimits | None = None, storage: Storage | None = None
+        self,
+        home: Home,
+        upstream: Upstream,
+        limits: BlobLimits | None = None,
+        storage: Storage | None = None,
+        max_held_bytes: int | None = None,
     ) -> None:
-        """Asks the upstream nothing yet. Raises as `EmbeddedRegistry`, and `PreconditionError` for a registry that has
-        versions of its own: what it and the upstream call by one name would be mixed up."""
+        """Asks the upstream nothing yet. `max_held_bytes` bounds the blobs that are held; None does not.
+
+        Raises as `EmbeddedRegistry`, and `PreconditionError` for a registry that has versions of its own: what it and
+        the upstream call by one name would be mixed up.
+        """
         super().__init__(home, limits, storage)
         self.upstream = upstream
         with self._catalog.write() as connection:
-            if not mirrored.is_mirror(connection):
-                if mirrored.has_versions(connection):
-                    raise PreconditionError(
-                        f"the registry in {self._catalog.where} has versions of its own: a mirror of {upstream.target} "
-                        "needs one that is empty; name another WEFT_HOME",
-                        reason="NOT_EMPTY",
-                    )
+            known = mirrored.upstream_of(connection)
+            if known is None and mirrored.has_versions(connection):
+                raise PreconditionError(
+                    f"the registry in {self._catalog.where} has versions of its own: a mirror of {upstream.target} "
+                    "needs one that is empty; name another WEFT_HOME",
+                    reason="NOT_EMPTY",
+                )
+            if known != upstream.target:
                 mirrored.become_mirror(connection, upstream.target, LOCAL.name)
+        self.room = None if max_held_bytes is None else Room(max_held_bytes, self._catalog, self._blobs)
         scratch = home.registry / "fetching"
-        self._blobs = PullThroughBlobs(self._blobs, upstream.read_blob, self._blob_size, scratch)
+        self._blobs = PullThroughBlobs(self._blobs, upstream.read_blob, self._blob_size, scratch, room=self.room)
         self._access = BlobAccess(self._catalog, self._blobs, LOCAL)
         self._listed: dict[AdapterName, float] = {}
         self._listing = threading.Lock()
@@ -182,6 +193,8 @@ class MirrorRegistry(EmbeddedRegistry):
     def close(self) -> None:
         """See `RegistryApi.close`."""
         self.upstream.close()
+        if self.room is not None:
+            self.room.close()
         super().close()
 
     def _refresh(self, reference: Reference) -> None:

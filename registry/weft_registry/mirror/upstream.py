@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from weft_registry.errors import DeadlineError, ForbiddenError, UnauthenticatedError, UnavailableError
+from weft_registry.errors import DeadlineError, ForbiddenError, NotFoundError, UnauthenticatedError, UnavailableError
 from weft_registry.remote.registry import RemoteRegistry
 
 TOKEN_VARIABLE = "WEFT_UPSTREAM_TOKEN"
@@ -72,8 +72,15 @@ class Upstream:
 
     def read_blob(self, digest: str) -> Iterator[bytes]:
         """A blob's bytes, not hashed. Raises as `ask`."""
-        with self._answering():
-            yield from self.remote.read_blob(digest)
+        try:
+            with self._answering():
+                yield from self.remote.read_blob(digest)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"blob {digest} is not held here, and the upstream {self.target} has it no more",
+                reason=error.reason,
+                metadata=error.metadata,
+            ) from error
 
     def close(self) -> None:
         """Ends the connection."""

@@ -26,6 +26,8 @@ class RegistryServeOptions:
     """Where the blobs are, a URL likewise; None is what WEFT_REGISTRY_BLOBS says, or a directory in `home`."""
     upstream: str | None = None
     """Another registry, HOST:PORT or grpcs://HOST:PORT, that this one mirrors; None mirrors none."""
+    max_held_bytes: int | None = None
+    """With `upstream`: how much of its blobs is held at most, the least recently read go first; None is no bound."""
     access: AccessOptions = field(default_factory=AccessOptions)
     """Who may do what, and whether it is encrypted."""
     home: Home = field(default_factory=Home.from_environment)

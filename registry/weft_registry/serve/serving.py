@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from weft.v1 import registry_admin_pb2, registry_admin_pb2_grpc, registry_pb2
 from weft_registry.allocator import keep_freed_chunks
 from weft_registry.embedded import EmbeddedRegistry
+from weft_registry.errors import InvalidInputError
 from weft_registry.hub.port import HubPort
 from weft_registry.mirror.follower import Follower
 from weft_registry.mirror.registry import MirrorRegistry
@@ -80,7 +81,9 @@ async def running(options: RegistryServeOptions) -> AsyncIterator[RunningRegistr
         registry = await asyncio.to_thread(_open, options, storage)
         stack.callback(registry.close)
         if isinstance(registry, MirrorRegistry):
-            print(f"mirror of {registry.upstream.target}", file=sys.stderr, flush=True)
+            bound = options.max_held_bytes
+            holding = "" if bound is None else f", holding at most {bound} bytes"
+            print(f"mirror of {registry.upstream.target}{holding}", file=sys.stderr, flush=True)
             stack.push_async_callback(asyncio.to_thread, Follower(registry).close)
         await asyncio.to_thread(registry.blobs.check_access)
         authenticator = registry.authenticator(options.access.anonymous)
@@ -133,8 +136,10 @@ async def running(options: RegistryServeOptions) -> AsyncIterator[RunningRegistr
 
 def _open(options: RegistryServeOptions, storage: Storage) -> EmbeddedRegistry:
     if options.upstream is None:
+        if options.max_held_bytes is not None:
+            raise InvalidInputError("max_held_bytes: only a mirror can bring again what goes: name its upstream, too")
         return EmbeddedRegistry(options.home, None, storage)
-    return MirrorRegistry(options.home, Upstream(options.upstream), None, storage)
+    return MirrorRegistry(options.home, Upstream(options.upstream), None, storage, options.max_held_bytes)
 
 
 async def _watch_upstream(upstream: Upstream, health: HealthServicer) -> None:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from weft_registry.admin_api import GarbageReport
 from weft_registry.blobs.store import BlobStore, StoredBlob
-from weft_registry.catalog import audit, leases, records
+from weft_registry.catalog import audit, held, leases, records
 from weft_registry.catalog import tables as t
 from weft_registry.catalog.database import Catalog
 from weft_registry.upkeep import holds, roots
@@ -71,6 +71,7 @@ class Collector:
             if swept:
                 size = sum(blob.size_bytes for blob in swept)
                 audit.record(connection, self._actor, "collect", "", "", {"blobs": len(swept), "bytes": size})
+                held.forget(connection, [blob.digest for blob in swept])
                 self._blobs.delete_blobs([blob.digest for blob in swept])
         # Writers who wait are let in: SQLite's do not queue, they look again now and then.
         time.sleep(min(time.monotonic() - began, _LONGEST_PAUSE_S))

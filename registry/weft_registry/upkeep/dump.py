@@ -5,7 +5,8 @@ Then come the blobs, each once, by digest; then the rows, table by table, what i
 line how many rows there were and the digest of everything before it. Bytes are base64, floats hexadecimal as C writes
 them, so that what is read is what was written.
 
-Leases, open uploads and holds on collection are of their moment and stay out.
+Leases, open uploads and holds on collection are of their moment and stay out, and so does what a mirror's store holds:
+another store holds other things.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from weft_registry.upkeep import holds, roots
 
 FORMAT = "weft-registry-catalog"
 FORMAT_VERSION = 1
-_LEFT_OUT = (t.blob_leases, t.uploads)
+_LEFT_OUT = (t.blob_leases, t.uploads, t.held_blobs)
 TABLES = tuple(table for table in t.metadata.sorted_tables if table not in _LEFT_OUT)
 """What is dumped, in an order in which it can be inserted."""
 _KNOWN = {table.name: table for table in TABLES}

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from weft_registry.api import Progress
 from weft_registry.blobs.store import BlobStore
-from weft_registry.catalog import audit, records, upgrade
+from weft_registry.catalog import audit, mirrored, records, upgrade
 from weft_registry.catalog import tables as t
 from weft_registry.catalog.database import Catalog
 from weft_registry.errors import CorruptionError, NotFoundError, PreconditionError
@@ -104,6 +104,8 @@ def _place(source: Path) -> Reader:
 
 def _refuse_if_used(connection: Connection, where: str, replace: bool) -> None:
     used = [table.name for table in _NOT_EMPTY if connection.execute(sa.select(table).limit(1)).first()]
+    if mirrored.is_mirror(connection):
+        used.append("an upstream")
     if used and not replace:
         raise PreconditionError(
             f"the registry in {where} is not empty (it has {', '.join(used)}): name another, or say --replace, which "

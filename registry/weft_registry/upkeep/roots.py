@@ -1,4 +1,7 @@
-"""Which blobs must stay: those of versions and of branches, and those that somebody holds a lease on."""
+"""Which blobs must stay: those of versions and of branches, and those that somebody holds a lease on.
+
+What a mirror with a bound wrote down to hold (`held_blobs`) need not stay for that.
+"""
 
 from __future__ import annotations
 

@@ -73,6 +73,12 @@ def upgrade() -> None:
         sa.Column("touched_at_us", sa.BigInteger, nullable=False),
     )
     op.create_table(
+        "held_blobs",
+        sa.Column("sha256", sa.String(71), primary_key=True),
+        sa.Column("size_bytes", sa.BigInteger, nullable=False),
+        sa.Column("read_at_us", sa.BigInteger, nullable=False, index=True),
+    )
+    op.create_table(
         "tokens",
         sa.Column("id", sa.String(16), primary_key=True),
         sa.Column("name", _text(128), nullable=False, unique=True),
