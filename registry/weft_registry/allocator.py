@@ -20,7 +20,7 @@ twelve clients at once held three times as much memory as its chunks take."""
 def keep_freed_chunks() -> None:
     """Has the allocator of this process keep up to 64 MiB in each of two arenas.
 
-    Changes nothing where the C library has no such setting.
+    Where the C library has no such settings, nothing changes.
 
     For programs, at their start; a library leaves its process as it is.
     """

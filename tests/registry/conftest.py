@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.backends.fresh import BUCKET, SERVER, fresh_database, fresh_storage
 from tests.registry.lab import make_artifact
+from tests.registry.mirror_lab import UpstreamServer
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.home import Home
 from weft_registry.storage import BLOBS_VARIABLE, DATABASE_VARIABLE
@@ -65,3 +67,18 @@ def new_artifact(tmp_path: Path) -> Callable[..., Path]:
     """Makes a valid artifact: `new_artifact(kind="lora", seed=0)`."""
     count = iter(range(1000))
     return lambda **options: make_artifact(tmp_path / f"artifact{next(count)}", **options)
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Iterator[EmbeddedRegistry]:
+    """The registry that a mirror is of: in files, wherever the mirror is."""
+    with closing(EmbeddedRegistry(Home(tmp_path / "origin"))) as registry:
+        yield registry
+
+
+@pytest.fixture
+def upstream(origin: EmbeddedRegistry) -> Iterator[UpstreamServer]:
+    """It in a server of its own."""
+    with closing(UpstreamServer(origin)) as server:
+        server.start()
+        yield server

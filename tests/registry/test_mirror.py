@@ -5,11 +5,9 @@ The upstream is a real registry in a server of its own; it can be stopped, and s
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from click.testing import CliRunner
 from tests.registry.hub_lab import ask
 from tests.registry.keys import make_keys
 from tests.registry.lab import serving
+from tests.registry.mirror_lab import NAME, UpstreamServer, eventually, publish
 from weft.v1 import registry_pb2 as pb
 from weft.v1 import registry_pb2_grpc
 from weft_client.cli.app import app
@@ -43,94 +42,13 @@ from weft_registry.mirror.upstream import UnreachableError, Upstream
 from weft_registry.principal import Principal, Scope
 from weft_registry.reference import AdapterName
 from weft_registry.remote.registry import RemoteRegistry
-from weft_registry.serve.chunks import add_registry_service
-from weft_registry.serve.service import RegistryServicer
 from weft_registry.serve.staleness import StalenessInterceptor
 from weft_registry.signing.keys import digest_of_private, read_public
 from weft_registry.signing.sign import require, sign
-from weft_registry.wire.messages import MAX_MESSAGE_BYTES
-from weft_registry.wire.status import ErrorInterceptor
 from weft_registry.workspaces.workspaces import Workspaces
 
 NewArtifact = Callable[..., Path]
-NAME = AdapterName("acme", "topics")
 PIECE = 1 << 16
-
-
-class CountingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Counts calls by method, and lets them wait for a gate."""
-
-    def __init__(self) -> None:
-        self.calls: Counter[str] = Counter()
-
-    async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        self.calls[str(handler_call_details.method).rpartition("/")[2]] += 1
-        return await continuation(handler_call_details)
-
-
-class UpstreamServer:
-    """A registry server that can be stopped and started again on the port that it had."""
-
-    def __init__(self, registry: EmbeddedRegistry) -> None:
-        self.counter = CountingInterceptor()
-        self.port = 0
-        self._registry = registry
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._server: grpc.aio.Server | None = None
-        self._calls: RegistryServicer | None = None
-
-    @property
-    def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def calls(self) -> Counter[str]:
-        return self.counter.calls
-
-    def start(self) -> None:
-        async def begin() -> None:
-            self._server = grpc.aio.server(
-                interceptors=[self.counter, ErrorInterceptor()],
-                options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
-            )
-            self._calls = RegistryServicer(self._registry)
-            add_registry_service(self._calls, self._server)
-            self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
-            await self._server.start()
-
-        asyncio.run_coroutine_threadsafe(begin(), self._loop).result(30)
-
-    def stop(self) -> None:
-        async def end() -> None:
-            if self._server is not None and self._calls is not None:
-                self._calls.end_watches()
-                await self._server.stop(0)
-                self._server = None
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(30)
-
-    def close(self) -> None:
-        self.stop()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(20)
-        self._loop.close()
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[EmbeddedRegistry]:
-    registry = EmbeddedRegistry(Home(tmp_path / "origin"))
-    yield registry
-    registry.close()
-
-
-@pytest.fixture
-def upstream(origin: EmbeddedRegistry) -> Iterator[UpstreamServer]:
-    server = UpstreamServer(origin)
-    server.start()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -143,17 +61,6 @@ def mirror(upstream: UpstreamServer, home: Home) -> Iterator[MirrorRegistry]:
 def open_mirror(upstream: UpstreamServer, home: Home) -> MirrorRegistry:
     """One that asks again at once: what is tested here does not depend on how long it would wait."""
     return MirrorRegistry(home, Upstream(upstream.target, ask_s=10.0, retry_s=0.0))
-
-
-def publish(origin: EmbeddedRegistry, directory: Path, **labels: list[str]) -> Version:
-    return transfer.push(origin, directory, NAME, **labels).version
-
-
-def eventually(what: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def reach_again(mirror: MirrorRegistry) -> None:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from tests.registry.blob_lab import DATA, DIGEST, BucketLab
-from tests.registry.test_mirror import UpstreamServer, eventually, publish
+from tests.registry.mirror_lab import NAME, UpstreamServer, eventually, publish
 from weft_client.cli.app import app
 from weft_registry import digest as digests
 from weft_registry import transfer
@@ -40,7 +40,6 @@ from weft_registry.mirror import room as rooms
 from weft_registry.mirror import stock
 from weft_registry.mirror.registry import MirrorRegistry
 from weft_registry.mirror.upstream import UnreachableError, Upstream
-from weft_registry.reference import AdapterName
 from weft_registry.remote.registry import RemoteRegistry
 from weft_registry.serve.options import RegistryServeOptions
 from weft_registry.serve.serving import running
@@ -48,7 +47,6 @@ from weft_registry.upkeep import dump, holds
 
 NewArtifact = Callable[..., Path]
 OpenMirror = Callable[[int | None], MirrorRegistry]
-NAME = AdapterName("acme", "topics")
 SIZE = 100_000
 """Of every file that is read here, in bytes."""
 
@@ -64,20 +62,6 @@ def _no_two_moments_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
             return last[0]
 
     monkeypatch.setattr(records, "now_us", now_us)
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[EmbeddedRegistry]:
-    with closing(EmbeddedRegistry(Home(tmp_path / "origin"))) as registry:
-        yield registry
-
-
-@pytest.fixture
-def upstream(origin: EmbeddedRegistry) -> Iterator[UpstreamServer]:
-    server = UpstreamServer(origin)
-    server.start()
-    yield server
-    server.close()
 
 
 @pytest.fixture

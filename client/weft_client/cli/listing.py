@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -80,26 +80,23 @@ def list_adapters(
       weft list acme --newer-than 7d --all-versions
     """
     order_by = _order(sort, reverse)
-    narrowed = bool(
-        kind or base or label or conditions or newer_than or older_than or children_of or all_versions
-    ) or order_by != _order(None, False)
+    wanted: dict[str, Any] = {
+        "kind": kind,
+        "base": base,
+        "label": label,
+        "conditions": conditions,
+        "published_after": newer_than,
+        "published_before": older_than,
+        "all_versions": all_versions or bool(label) or bool(children_of),
+    }
+    narrowed = any(wanted.values()) or order_by != _order(None, False)
     if not narrowed and not as_json:
         _list_all(namespace, registry_target)
         return
     # Imported here: the table of all adapters is printed in the time that the registry's vocabulary takes to load.
     from weft_registry.api import VersionQuery
 
-    query = VersionQuery(
-        namespace=namespace,
-        kind=kind,
-        base=base,
-        label=label,
-        conditions=conditions,
-        published_after=newer_than,
-        published_before=older_than,
-        order_by=order_by,
-        all_versions=all_versions or bool(label) or bool(children_of),
-    )
+    query = VersionQuery(namespace=namespace, order_by=order_by, **wanted)
     with opened(registry_target) as registry:
         if narrowed:
             _list_versions(registry, query, children_of, as_json)

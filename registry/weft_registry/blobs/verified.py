@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from io import BufferedReader
+from typing import BinaryIO
 
 from weft_registry.digest import CHUNK_BYTES
 from weft_registry.errors import CorruptionError, NotFoundError, OffsetError
@@ -68,10 +69,7 @@ class VerifyingStore(ABC):
         with self.open(digest) as file:
             if not unverified:
                 self._check_for_a_part(digest, file)
-            file.seek(offset)
-            while length and (chunk := file.read(min(length, CHUNK_BYTES))):
-                length -= len(chunk)
-                yield chunk
+            yield from chunks_of(file, offset, length)
 
     def _corrupt(self, digest: str, found: str) -> CorruptionError:
         return CorruptionError(
@@ -88,6 +86,14 @@ def check_part(digest: str, size_bytes: int, offset: int, limit: int) -> None:
             f"blob {digest}: cannot read {limit} bytes from {offset}: it has {size_bytes}",
             metadata={"size_bytes": str(size_bytes)},
         )
+
+
+def chunks_of(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
+    """The `length` bytes of a file from `offset`, fewer where it ends before; in chunks of at most 1 MiB."""
+    file.seek(offset)
+    while length and (chunk := file.read(min(length, CHUNK_BYTES))):
+        length -= len(chunk)
+        yield chunk
 
 
 def no_blob(digest: str) -> NotFoundError:

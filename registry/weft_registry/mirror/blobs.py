@@ -20,8 +20,7 @@ from typing import BinaryIO, TypeVar
 
 from weft_registry.api import Progress
 from weft_registry.blobs.store import BlobStore, StoredBlob, UploadState
-from weft_registry.blobs.verified import check_part
-from weft_registry.digest import CHUNK_BYTES
+from weft_registry.blobs.verified import check_part, chunks_of
 from weft_registry.errors import NotFoundError
 from weft_registry.mirror.fetches import STALL_S, Fetch
 from weft_registry.mirror.room import Room
@@ -232,7 +231,4 @@ class _Arriving:
 
 def _part(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
     with file:
-        file.seek(offset)
-        while length and (chunk := file.read(min(length, CHUNK_BYTES))):
-            length -= len(chunk)
-            yield chunk
+        yield from chunks_of(file, offset, length)
