@@ -89,7 +89,7 @@ class InferenceClient:
         return wire.parse_residency(self._call(self._admin.ListResident, request, timeout_s))
 
     def load(self, reference: str, *, timeout_s: float | None = None) -> Resident:
-        """Brings an adapter into memory before its first request."""
+        """Brings an adapter, or several worn together (`a+b*0.5`), into memory before the first request."""
         return wire.parse_resident(self._call(self._admin.Load, pb.LoadRequest(reference=reference), timeout_s).adapter)
 
     def unload(self, reference: str, *, timeout_s: float | None = None) -> int:
@@ -97,7 +97,7 @@ class InferenceClient:
         return self._call(self._admin.Unload, pb.UnloadRequest(reference=reference), timeout_s).freed_bytes
 
     def merge(self, reference: str, *, timeout_s: float | None = None) -> Merge:
-        """Serves one adapter from merged weights, in place of any other that was merged."""
+        """Serves one adapter, or several worn together (`a+b*0.5`), from merged weights, in place of any other."""
         return wire.parse_merge(self._call(self._admin.Merge, pb.MergeRequest(reference=reference), timeout_s))
 
     def unmerge(self, *, timeout_s: float | None = None) -> Unmerge:

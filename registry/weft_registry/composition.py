@@ -41,7 +41,7 @@ def parse_parts(text: str) -> tuple[Part, ...]:
     parts: list[Part] = []
     for piece in text.split("+"):
         reference, times, weight = (part.strip() for part in piece.partition("*"))
-        if not reference:
+        if not reference and text.strip():
             raise InvalidInputError(
                 f"{text[:200]!r}: expected an adapter name on both sides of each + and before each *"
             )

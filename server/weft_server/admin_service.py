@@ -11,9 +11,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from weft.v1 import inference_pb2 as pb
 from weft.v1 import inference_pb2_grpc as pb_grpc
+from weft_registry.composition import parse_parts
 from weft_registry.errors import InvalidInputError
 from weft_registry.principal import EVERY, Principal, Scope
-from weft_registry.reference import Reference
+from weft_registry.reference import AdapterName, Reference
 from weft_registry.serve.authentication import caller
 from weft_server.engine import Engine
 from weft_server.merge_control import MergeControl
@@ -67,7 +68,11 @@ class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
     async def Load(self, request: pb.LoadRequest, context: _Context) -> pb.LoadResponse:
         """See inference.proto."""
         # As a request for it would: no more, and no less.
-        caller().check_read(Reference.parse(request.reference).adapter)
+        asking = caller()
+        for adapter in _adapters(request.reference):
+            asking.check_read(adapter)
+        for adapter in await self._residency.made_of(request.reference):
+            asking.check_read(adapter)
         resident = await self._residency.load(request.reference)
         # The same content may be in memory by the name of somebody else's adapter.
         resident = replace(resident, reference=request.reference)
@@ -75,9 +80,11 @@ class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
 
     async def Unload(self, request: pb.UnloadRequest, context: _Context) -> pb.UnloadResponse:
         """See inference.proto."""
-        asking, adapter = caller(), Reference.parse(request.reference).adapter
-        asking.check_read(adapter)
-        asking.check(Scope.ADMIN, adapter.namespace)
+        asking, adapters = caller(), _adapters(request.reference)
+        for adapter in adapters:
+            asking.check_read(adapter)
+        for adapter in adapters:
+            asking.check(Scope.ADMIN, adapter.namespace)
         return pb.UnloadResponse(freed_bytes=await self._residency.unload(request.reference))
 
     async def Merge(self, request: pb.MergeRequest, context: _Context) -> pb.MergeResponse:
@@ -103,6 +110,11 @@ class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
         """See inference.proto."""
         caller().check(Scope.ADMIN, EVERY)
         return stats_message(self._statistics.snapshot())
+
+
+def _adapters(reference: str) -> list[AdapterName]:
+    """The adapters that a reference names, one or several worn together."""
+    return [Reference.parse(part.reference).adapter for part in parse_parts(reference)]
 
 
 def _may_read(asking: Principal, resident: Resident) -> bool:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import TypeVar
 
 from weft_adapters.threads import step_aside
 from weft_registry.api import Version
-from weft_registry.composition import Part, composition_digest, describe
-from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError, WeftError
+from weft_registry.composition import Part, composition_digest, describe, parse_parts
+from weft_registry.errors import NotFoundError, PreconditionError, WeftError
 from weft_registry.parts import resolve_parts
 from weft_registry.reference import AdapterName, Reference
 from weft_server.adapter_memory import AdapterMemory, Entry
@@ -30,6 +31,7 @@ from weft_server.resolution import Resolved, Resolver
 from weft_server.signature_gate import SignatureGate
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 _LOAD_THREADS = 4
 COMPOSED = "composed"
 """The kind that reports give to several adapters worn together."""
@@ -40,18 +42,16 @@ NOT_FINITE = "NOT_FINITE"
 class Lease:
     """The right to use one adapter; taken once per request and released once."""
 
-    def __init__(self, residency: Residency, entry: Entry) -> None:
+    def __init__(self, residency: Residency, entry: Entry, named: Sequence[Resolved]) -> None:
+        """`named`: the version that the entry is, or those that a composition is made of."""
         self._residency = residency
         self._entry: Entry | None = entry
         self.handle = entry.loading.result()
         self.digest = entry.digest
-        self.parts: tuple[str, ...] = ()
+        self.parts = tuple(version.digest for version in named) if entry.resolved is None else ()
         """The digests of the adapters that a composition is made of."""
-        self.size_bytes = entry.size_bytes
-        self.made_of: frozenset[AdapterName] = frozenset()
+        self.made_of: frozenset[AdapterName] = frozenset().union(*(version.made_of for version in named))
         """The adapters that a fusion, or one of those worn together, is made of."""
-        if entry.resolved is not None:
-            self.made_of = entry.resolved.made_of
 
     def release(self) -> None:
         """Gives it back. A second call does nothing."""
@@ -120,9 +120,7 @@ class Residency:
         for a kind the engine lacks, `CorruptionError` for bytes that are not what was published, `ExhaustedError` when
         nothing idle can make room, in memory or on disk.
         """
-        entry = await self._bring(await self._resolve(reference), reference)
-        entry.served += 1
-        return Lease(self, entry)
+        return await self.lease_composed((Part(reference),))
 
     async def lease_composed(self, parts: Sequence[Part]) -> Lease:
         """Adapters worn together, as one adapter in memory until the lease is released; made once for each set of
@@ -130,33 +128,21 @@ class Residency:
 
         Raises as `lease` for each part, and as `Engine.compose`.
         """
-        if len(parts) == 1 and parts[0].weight == 1:
-            return await self.lease(parts[0].reference)
-        found = await asyncio.gather(*(self.lease(part.reference) for part in parts), return_exceptions=True)
-        leases = [lease for lease in found if isinstance(lease, Lease)]
-        try:
-            for outcome in found:
-                if isinstance(outcome, BaseException):
-                    raise outcome
-            worn = [(lease, part.weight) for lease, part in zip(leases, parts, strict=True)]
-            entry = await self._compose(worn, describe(parts))
-            entry.served += 1
-            composed = Lease(self, entry)
-            composed.parts = tuple(lease.digest for lease in leases)
-            composed.made_of = frozenset(name for lease in leases for name in lease.made_of)
-            return composed
-        finally:
-            # The composition stands by itself.
-            for lease in leases:
-                lease.release()
+        entry, named = await self._bring_parts(parts)
+        entry.served += 1
+        return Lease(self, entry, named)
+
+    async def made_of(self, reference: str) -> frozenset[AdapterName]:
+        """The adapters that those named are made of: the parts of fusions. Raises as `Resolver.resolve`."""
+        named = await self._resolve_parts(parse_parts(reference))
+        return frozenset().union(*(version.made_of for version in named))
 
     async def load(self, reference: str) -> Resident:
-        """Brings an adapter into memory before its first request.
+        """Brings an adapter, or several worn together (`a+b*0.5`), into memory before the first request.
 
-        Raises as `lease`, and `InvalidInputError` for several worn together.
+        Raises as `lease_composed`, and `InvalidInputError` for what no request could wear.
         """
-        check_single(reference, "loaded ahead")
-        entry = await self._bring(await self._resolve(reference), reference)
+        entry, _ = await self._bring_parts(parse_parts(reference))
         entry.leases -= 1
         return self._report(entry, time.monotonic())
 
@@ -196,12 +182,13 @@ class Residency:
         return [resident for resident in found if resident.digest not in self._memory]
 
     async def unload(self, reference: str) -> int:
-        """Frees an adapter and lifts its quarantine; answers its bytes.
+        """Frees an adapter, or several worn together, and lifts its quarantine; answers its bytes.
 
         Raises `NotFoundError` when it is neither in memory nor under quarantine, `PreconditionError` while it is in
         use.
         """
-        digest = (await self._resolve(reference)).digest
+        parts = parse_parts(reference)
+        digest = _digest(parts, await self._resolve_parts(parts))
         entry = self._memory.find(digest)
         if entry is None or not entry.loaded:
             if self._quarantine.lift(digest):
@@ -221,19 +208,20 @@ class Residency:
         return entry.size_bytes
 
     async def merge(self, reference: str) -> tuple[str, MergeOutcome]:
-        """Merges an adapter into the base's weights; it stays in memory while it is. Answers its digest.
+        """Merges an adapter, or several worn together, into the base's weights; it stays in memory while it is. Answers
+        its digest.
 
-        Raises as `lease` and `Engine.merge`, and `InvalidInputError` for several worn together.
+        Raises as `load` and `Engine.merge`.
         """
-        check_single(reference, "merged into the base")
+        parts = parse_parts(reference)
         async with self._switching:
-            lease = await self.lease(reference)
+            entry, _ = await self._bring_parts(parts)
             try:
-                outcome = await asyncio.to_thread(self._engine.merge, lease.handle)
+                outcome = await asyncio.to_thread(self._engine.merge, entry.loading.result())
             finally:
-                lease.release()
+                entry.leases -= 1
             self.recorder.merged(outcome.build_s, outcome.switch_s)
-            return lease.digest, outcome
+            return entry.digest, outcome
 
     async def unmerge(self) -> tuple[str, float]:
         """Drops the merged weights. Answers whose they were, and the seconds of the swap. Raises as `Engine`."""
@@ -275,11 +263,40 @@ class Residency:
             return known.resolved
         return await self._resolver.resolve(reference)
 
+    async def _resolve_parts(self, parts: Sequence[Part]) -> list[Resolved]:
+        """What each part names now. Raises for the first of them that names nothing."""
+        return _all(await asyncio.gather(*(self._resolve(part.reference) for part in parts), return_exceptions=True))
+
+    async def _bring_parts(self, parts: Sequence[Part]) -> tuple[Entry, Sequence[Resolved]]:
+        """The loaded entry of one adapter, or of several worn together, with one lease taken; and the versions that
+        they are."""
+        named = await self._resolve_parts(parts)
+        digest, reference = _digest(parts, named), describe(parts)
+        if digest == named[0].digest:
+            return await self._bring(named[0], reference), named
+        for version, part in zip(named, parts, strict=True):
+            self._quarantine.check(version.digest, part.reference)
+        self._quarantine.check(digest, reference)
+        entry = self._usable(digest)
+        if entry is not None:
+            return await self._loaded(entry), named
+        bringing = (self._bring(version, part.reference) for version, part in zip(named, parts, strict=True))
+        found = await asyncio.gather(*bringing, return_exceptions=True)
+        try:
+            worn = [(entry, part.weight) for entry, part in zip(_all(found), parts, strict=True)]
+            # Another request may have begun it meanwhile.
+            return await self._loaded(self._usable(digest) or self._compose(digest, reference, worn)), named
+        finally:
+            # The composition stands by itself.
+            for part_entry in found:
+                if isinstance(part_entry, Entry):
+                    part_entry.leases -= 1
+
     async def _bring(self, resolved: Resolved, reference: str) -> Entry:
         """The loaded entry of a version, with one lease taken."""
         self._quarantine.check(resolved.digest, reference)
-        entry = self._memory.find(resolved.digest)
-        if entry is None or entry.failed:
+        entry = self._usable(resolved.digest)
+        if entry is None:
             name, size_bytes = str(resolved.version.adapter), resolved.memory_bytes
             self._memory.make_room(name, resolved.digest, size_bytes)
             loading = asyncio.create_task(self._load(resolved.version))
@@ -288,30 +305,31 @@ class Residency:
             self._add(entry)
         return await self._loaded(entry)
 
-    async def _compose(self, parts: Sequence[tuple[Lease, float]], reference: str) -> Entry:
-        """The loaded entry of a composition, with one lease taken."""
-        digest = composition_digest([(lease.digest, weight) for lease, weight in parts])
-        self._quarantine.check(digest, reference)
+    def _compose(self, digest: str, reference: str, parts: Sequence[tuple[Entry, float]]) -> Entry:
+        """The entry of a composition, being made. Raises `ExhaustedError` where there is no room for it."""
+        # Until it is made; what it takes then is what counts.
+        size_bytes = sum(part.size_bytes for part, _ in parts)
+        self._memory.make_room(reference, digest, size_bytes)
+        handles = [(part.loading.result(), weight) for part, weight in parts]
+
+        def compose() -> AdapterHandle:
+            try:
+                return self._engine.compose(handles, digest)
+            except WeftError as error:
+                # An engine knows digests, and people names.
+                error.message = f"{reference}: {error.message}"
+                error.args = (error.message,)
+                raise
+
+        loading = asyncio.create_task(self._in_thread(compose))
+        entry = Entry(digest, reference, COMPOSED, reference, loading, size_bytes)
+        self._add(entry)
+        return entry
+
+    def _usable(self, digest: str) -> Entry | None:
+        """The entry of a digest, loading or loaded; None where there is none, or its load has just failed."""
         entry = self._memory.find(digest)
-        if entry is None or entry.failed:
-            # Until it is made; what it takes then is what counts.
-            size_bytes = sum(lease.size_bytes for lease, _ in parts)
-            self._memory.make_room(reference, digest, size_bytes)
-            handles = [(lease.handle, weight) for lease, weight in parts]
-
-            def compose() -> AdapterHandle:
-                try:
-                    return self._engine.compose(handles, digest)
-                except WeftError as error:
-                    # An engine knows digests, and people names.
-                    error.message = f"{reference}: {error.message}"
-                    error.args = (error.message,)
-                    raise
-
-            loading = asyncio.create_task(self._in_thread(compose))
-            entry = Entry(digest, reference, COMPOSED, reference, loading, size_bytes)
-            self._add(entry)
-        return await self._loaded(entry)
+        return None if entry is None or entry.failed else entry
 
     def _add(self, entry: Entry) -> None:
         self._memory.add(entry)
@@ -396,10 +414,16 @@ class Residency:
         )
 
 
-def check_single(reference: str, done: str) -> None:
-    """Raises `InvalidInputError` for a composition, `a+b*0.5`: it exists as long as requests wear it."""
-    if "+" in reference or "*" in reference:
-        raise InvalidInputError(
-            f"{reference[:200]!r}: adapters worn together by a request cannot be {done}, a version can: make one "
-            "adapter of them with `weft combine`, and push that"
-        )
+def _digest(parts: Sequence[Part], named: Sequence[Resolved]) -> str:
+    """The identity of these versions, worn with these weights."""
+    return composition_digest([(version.digest, part.weight) for version, part in zip(named, parts, strict=True)])
+
+
+def _all(found: Iterable[T | BaseException]) -> list[T]:
+    """What was found, or the first of the exceptions, raised."""
+    kept: list[T] = []
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+        kept.append(one)
+    return kept

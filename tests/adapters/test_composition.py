@@ -15,10 +15,12 @@ from benchmarks.engines import Tracer
 from benchmarks.oracles import dense_model, peft_model
 from benchmarks.subjects import RandomAdapter, random_adapter
 from tests.tiny_models import AddedBase
+from weft_adapters.int4 import Int4Weight
 from weft_adapters.kinds.kind import Adapter
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError, UnsupportedError
 from weft_registry.kinds.low_rank import PEFT_PREFIX
+from weft_server.torch_engine.merging import build_overlay
 
 DIGEST = "sha256:" + "c0" * 32
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -136,6 +138,34 @@ def test_dora_composes_by_the_change_that_it_makes_to_the_weights(
     traces = Tracer(stored).run([prompt] * 3, [composed, None, parts[0]], 2)
     torch.testing.assert_close(traces[0].logits_SV[0].float(), wanted, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(traces[2].logits_SV[0].float(), wanted, atol=1e-2)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "kinds", [("lora", "lora"), ("qalora", "qalora"), ("qalora", "lora"), ("dora", "lora"), ("qalora", "dora")]
+)
+def test_a_composition_merges_as_what_it_is_a_sum_of(
+    tiny_base: Callable[..., AddedBase], arch: str, kinds: tuple[str, str]
+) -> None:
+    stored = tiny_base(arch).stored
+    parts = [subject.bound(torch.float32, stored) for subject in two(stored.spec, kinds)]
+    composed = compose(list(zip(parts, (0.6, -0.8), strict=True)))
+    # QA-LoRA's sum of sums stays in the groups' minima: the codes and the scales are the base's own.
+    before = stored.int4(QUERY)
+    after = composed.kind.overlay(QUERY, before, composed)
+    assert isinstance(after, Int4Weight) == (kinds == ("qalora", "qalora"))
+    if isinstance(after, Int4Weight):
+        assert after.codes_NH is before.codes_NH
+        assert after.scale_NG is before.scale_NG
+        assert not torch.equal(after.minimum_NG, before.minimum_NG)
+    tracer = Tracer(stored)
+    overlay = build_overlay(stored, tracer.decoder, composed)
+    prompts, worn = [[3, 1, 4, 1, 5]] * 4, [composed, None, parts[0], parts[1]]
+    plain, merged = tracer.run(prompts, worn, 3), tracer.run(prompts, worn, 3, overlay)
+    for apart, together in zip(plain, merged, strict=True):
+        assert together.tokens == apart.tokens
+        torch.testing.assert_close(together.logits_SV, apart.logits_SV, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(merged[0].logits_SV, merged[1].logits_SV, atol=1e-2)
 
 
 def test_all_weights_zero_is_the_base(tiny_base: Callable[..., AddedBase]) -> None:

@@ -1,12 +1,17 @@
 """Registries that are looked at, or spoilt, by a test; and residency over one."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.subjects import RandomAdapter, random_adapter
 from weft_registry.api import RegistryApi, Version
+from weft_registry.base import BaseSpec
 from weft_registry.embedded import EmbeddedRegistry
 from weft_registry.errors import UnavailableError, WeftError
 from weft_registry.home import Home
+from weft_registry.reference import AdapterName, Reference
+from weft_registry.transfer import push
 from weft_server.disk_cache import DiskCache
 from weft_server.residency import Residency
 from weft_server.resolution import Resolver
@@ -59,3 +64,19 @@ def residency(
     """Residency with a disk cache of its own, and what resolves for it."""
     resolver = Resolver(registry, engine.info.dtype, follow=follow)
     return Residency(engine, resolver, DiskCache(tmp_path / "pulled", disk_bytes), limit_bytes), resolver
+
+
+def publish_fusion(
+    registry: RegistryApi, spec: BaseSpec, directory: Path, *, parts_in: str = "test"
+) -> tuple[RandomAdapter, list[Reference]]:
+    """test/fused over part-0 and part-1 of a namespace, published; the fusion and its parts' references."""
+    fusion = random_adapter("fusion", spec, 1, strength=0.3)
+    parts: list[Reference] = []
+    for number, part in enumerate(fusion.parts):
+        name = AdapterName(parts_in, f"part-{number}")
+        part.write(directory / name.name, spec, str(name))
+        parts.append(Reference(name, digest=push(registry, directory / name.name, name).version.digest))
+    fusion = replace(fusion, params=replace(fusion.params, parts=tuple(parts)))
+    fusion.write(directory / "fused", spec, "test/fused")
+    push(registry, directory / "fused", AdapterName("test", "fused"))
+    return fusion, parts

@@ -4,7 +4,6 @@ fusion's parts brought along or refused."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.engines import Tracer
-from benchmarks.subjects import RandomAdapter, random_adapter
+from benchmarks.subjects import random_adapter
 from tests.oracles.adapterhub_subjects import CASES, SHOWN, TOKENS
 from tests.oracles.hub_base import add_hub_base, expected, hub_adapter, hub_fusion
 from tests.server import native, registries
@@ -22,10 +21,7 @@ from tests.tiny_models import AddedBase
 from weft_adapters.base import StoredBase
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter, MergeRefusedError
-from weft_registry.base import BaseSpec
 from weft_registry.errors import ExhaustedError, PreconditionError, UnsupportedError
-from weft_registry.reference import AdapterName, Reference
-from weft_registry.transfer import push
 from weft_server.torch_engine.engine import TorchEngine
 from weft_server.torch_engine.merging import build_overlay
 from weft_server.vllm_engine.kinds import served
@@ -106,25 +102,11 @@ def test_vllm_refuses_it_by_name(kind: str) -> None:
         served(kind)
 
 
-def publish_fusion(registry: Counting, spec: BaseSpec, directory: Path) -> tuple[RandomAdapter, list[Reference]]:
-    """test/fused over test/part-0 and test/part-1, published; the fusion and its parts' references."""
-    fusion = random_adapter("fusion", spec, 1, strength=0.3)
-    parts: list[Reference] = []
-    for number, part in enumerate(fusion.parts):
-        name = AdapterName("test", f"part-{number}")
-        part.write(directory / name.name, spec, str(name))
-        parts.append(Reference(name, digest=push(registry, directory / name.name, name).version.digest))
-    fusion = replace(fusion, params=replace(fusion.params, parts=tuple(parts)))
-    fusion.write(directory / "fused", spec, "test/fused")
-    push(registry, directory / "fused", AdapterName("test", "fused"))
-    return fusion, parts
-
-
 async def test_a_fusion_brings_its_parts_into_memory_and_counts_them(
     engine: TorchEngine, registry: Counting, tiny_base: Callable[..., AddedBase], tmp_path: Path
 ) -> None:
     spec = tiny_base().stored.spec
-    _, parts = publish_fusion(registry, spec, tmp_path / "made")
+    _, parts = registries.publish_fusion(registry, spec, tmp_path / "made")
     held, resolver = registries.residency(engine, registry, tmp_path)
     lease = await held.lease("test/fused")
     bound = lease.handle
@@ -143,7 +125,7 @@ async def test_a_fusion_brings_its_parts_into_memory_and_counts_them(
 async def test_a_fusion_whose_part_was_yanked_is_refused_by_name_before_anything_is_pulled(
     engine: TorchEngine, registry: Counting, tiny_base: Callable[..., AddedBase], tmp_path: Path
 ) -> None:
-    _, parts = publish_fusion(registry, tiny_base().stored.spec, tmp_path / "made")
+    _, parts = registries.publish_fusion(registry, tiny_base().stored.spec, tmp_path / "made")
     registry.yank(str(parts[1]), "leaked")
     held, _ = registries.residency(engine, registry, tmp_path)
     with pytest.raises(PreconditionError, match=r"test/part-1@.*yanked \(leaked\)"):

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.subjects import random_adapter
 from tests.registry.access.lab import Authority
 from tests.server.homes import prepare
+from tests.server.registries import publish_fusion
 from tests.tiny_models import AddedBase
 from weft_client import AsyncInferenceClient, RegistryClient
 from weft_registry.access.options import AccessOptions
@@ -181,8 +182,31 @@ async def test_lists_show_what_one_may_read_and_switches_need_an_administrator(w
         await root.stats()
         async with world.client("lead") as lead:
             assert await lead.unload("test/prefix:v1") > 0
+            # Worn together: what one may do with each of them.
+            both, worn = "test/lora:v1*0.5+test/qalora:v1", f"{OURS}+{PRIVATE}"
+            assert (await ours.load(both)).reference == both
+            for client in (ours, lead):
+                with pytest.raises(NotFoundError, match="no adapter acme/lora"):
+                    await client.load(worn)
+                with pytest.raises(NotFoundError, match="no adapter acme/lora"):
+                    await client.unload(worn)
+            with pytest.raises(ForbiddenError):
+                await ours.unload(both)
+            assert await lead.unload(both) > 0
             with pytest.raises(ForbiddenError):
                 await lead.merge(OURS)
+
+
+async def test_a_fusion_over_what_one_may_not_read_is_neither_worn_nor_loaded(
+    world: World, tiny_base: Callable[..., AddedBase], tmp_path: Path
+) -> None:
+    publish_fusion(world.registry, tiny_base().stored.spec, tmp_path / "made", parts_in="acme")
+    async with world.client("test") as ours, world.client("root") as root:
+        with pytest.raises(NotFoundError, match="no adapter acme/part-"):
+            await ours.load("test/fused")
+        with pytest.raises(NotFoundError, match="no adapter acme/part-"):
+            await generate(ours, "test/fused")
+        assert await generate(root, "test/fused")
 
 
 async def test_who_else_has_the_same_content_is_not_said(world: World) -> None:

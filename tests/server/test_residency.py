@@ -17,7 +17,7 @@ from tests.tiny_models import AddedBase
 from weft_adapters.binding import WEIGHTS_FILE, bind
 from weft_registry import artifact
 from weft_registry.api import RegistryApi
-from weft_registry.composition import Part
+from weft_registry.composition import Part, parse_parts
 from weft_registry.errors import (
     CorruptionError,
     ExhaustedError,
@@ -96,18 +96,62 @@ async def test_a_part_that_fails_frees_the_others(engine: TorchEngine, registry:
     held = residency(engine, registry, tmp_path)
     with pytest.raises(NotFoundError):
         await held.lease_composed((Part("test/a0"), Part("test/none"), Part("test/a1", 2.0)))
-    assert {r.reference: r.leases for r in held.resident()} == {"test/a0": 0, "test/a1": 0}
+    assert resident(held) == []
+    size = registry.resolve("test/a0").size_bytes
+    narrow = residency(engine, registry, tmp_path, limit_bytes=size + size // 2)
+    with pytest.raises(ExhaustedError):
+        await narrow.lease_composed((Part("test/a0"), Part("test/a1", 2.0)))
+    assert {r.leases for r in narrow.resident()} <= {0}
+
+
+async def test_a_composition_that_is_held_needs_its_parts_no_more(
+    engine: TorchEngine, registry: Counting, tmp_path: Path
+) -> None:
+    held = residency(engine, registry, tmp_path)
+    composed = "test/a0*0.5+test/a1"
+    loaded = await held.load(composed)
+    assert (loaded.reference, loaded.kind, loaded.leases, loaded.served) == (composed, "composed", 0, 0)
+    for part in ("test/a0", "test/a1"):
+        await held.unload(part)
+    lease = await held.lease_composed(parse_parts(composed))
+    assert resident(held) == [composed]
+    assert lease.parts == tuple(registry.resolve(name).digest for name in ("test/a0", "test/a1"))
+    with pytest.raises(PreconditionError, match="used by 1 running"):
+        await held.unload(composed)
+    lease.release()
+    assert [r.served for r in held.resident()] == [1]
+    assert await held.unload(composed) == loaded.size_bytes
+    with pytest.raises(NotFoundError, match="not in memory"):
+        await held.unload(composed)
 
 
 @pytest.mark.parametrize("reference", ["test/a0+test/a1", "test/a0*0.5"])
-async def test_a_composition_is_neither_loaded_nor_merged_and_the_way_out_is_combining(
+async def test_a_composition_is_merged_and_unmerged_like_an_adapter(
     reference: str, engine: TorchEngine, registry: Counting, tmp_path: Path
 ) -> None:
     held = residency(engine, registry, tmp_path)
-    for act, words in ((held.load, "loaded ahead"), (held.merge, "merged into the base")):
-        with pytest.raises(InvalidInputError, match=rf"cannot be {words}.*`weft combine`") as caught:
+    digest, outcome = await held.merge(reference)
+    assert outcome.overlay_bytes > 0
+    assert [(r.reference, r.digest) for r in held.resident() if r.merged] == [(reference, digest)]
+    lease = await held.lease_composed(parse_parts(reference))
+    assert lease.digest == digest
+    lease.release()
+    with pytest.raises(PreconditionError, match="unmerge it first"):
+        await held.unload(reference)
+    held.evict_idle()
+    assert resident(held) == [reference]
+    assert (await held.unmerge())[0] == digest
+    assert await held.unload(reference) > 0
+
+
+@pytest.mark.parametrize("reference", ["test/a0+", "+test/a0", "test/a0*", "test/a0*nan", "test/a0*x", "", "-"])
+async def test_what_is_no_reference_is_neither_loaded_merged_nor_unloaded(
+    reference: str, engine: TorchEngine, registry: Counting, tmp_path: Path
+) -> None:
+    held = residency(engine, registry, tmp_path)
+    for act in (held.load, held.merge, held.unload):
+        with pytest.raises(InvalidInputError):
             await act(reference)
-        assert reference in caught.value.message
     assert resident(held) == []
 
 

@@ -199,21 +199,24 @@ def test_bad_requests_leave_their_neighbours_alone(client: InferenceClient) -> N
         assert set(pool.map(ask, range(24))) == {expected}
 
 
+BOTH = "test/lora*0.5+test/qalora*-1"
+
+
 def test_merge_and_unmerge_change_nobodys_answer(client: InferenceClient) -> None:
     def answers() -> list[str]:
         return [
             client.generate("Oil prices", adapter, max_new_tokens=16, ignore_eos=True).text
-            for adapter in ("", *(f"test/{kind}" for kind in KINDS))
+            for adapter in ("", *(f"test/{kind}" for kind in KINDS), [("test/lora", 0.5), ("test/qalora", -1.0)])
         ]
 
     before = answers()
-    for kind in ("qalora", "lora"):
-        merged = client.merge(f"test/{kind}")
+    for reference, kind in (("test/qalora", "qalora"), ("test/lora", "lora"), (BOTH, "composed")):
+        merged = client.merge(reference)
         assert merged.overlay_bytes > 0
         assert [r.kind for r in client.resident().adapters if r.merged] == [kind]
         assert answers() == before
         with pytest.raises(errors.PreconditionError, match="unmerge it first"):
-            client.unload(f"test/{kind}")
+            client.unload(reference)
     client.unmerge()
     assert answers() == before
     with pytest.raises(errors.PreconditionError, match="changes no weight"):

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.server.homes import KINDS, prepare
 from tests.tiny_models import AddedBase
 from weft_client import InferenceClient
+from weft_registry.composition import parse_parts
 from weft_registry.errors import PreconditionError, UnavailableError
 from weft_registry.home import Home
 
@@ -70,18 +71,22 @@ def served(home: Home, base_name: str, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_one_mixed_batch_answers_as_each_request_alone_merged_or_not(served: Served) -> None:
-    adapters = ["", *(f"test/{kind}" for kind in KINDS)] * 2
+    weighted = "test/qalora*-2"
+    adapters = ["", *(f"test/{kind}" for kind in KINDS), weighted] * 2
     with InferenceClient(served.address, timeout_s=120) as client, ThreadPoolExecutor(len(adapters)) as pool:
 
         def ask(adapter: str) -> str:
-            return client.generate("what is the capital", adapter, max_new_tokens=24, ignore_eos=True).text
+            worn = list(parse_parts(adapter)) if adapter else []
+            parts = [(part.reference, part.weight) for part in worn]
+            return client.generate("what is the capital", parts, max_new_tokens=24, ignore_eos=True).text
 
         alone = [ask(adapter) for adapter in adapters]
         # This prefix is too weak to change a greedy answer to these words.
-        assert len(set(alone)) == 3
+        assert len(set(alone)) == 4
         assert list(pool.map(ask, adapters)) == alone
-        client.merge("test/qalora")
-        assert list(pool.map(ask, adapters)) == alone
+        for merged in ("test/qalora", weighted):
+            client.merge(merged)
+            assert list(pool.map(ask, adapters)) == alone
         client.unmerge()
         assert list(pool.map(ask, adapters)) == alone
         with pytest.raises(PreconditionError, match="changes no weight"):

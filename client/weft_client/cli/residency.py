@@ -80,11 +80,12 @@ def ps(include_disk: bool, as_json: bool, server_target: str | None) -> None:
 @json_option
 @server_option
 def load(reference: str, as_json: bool, server_target: str | None) -> None:
-    """Bring an adapter into a server's memory before its first request.
+    """Bring an adapter, or several worn together, into a server's memory before the first request.
 
     \b
     Example:
       weft load acme/topics:production
+      weft load "acme/topics:production+acme/style*0.5"
     """
     with connected(server_target) as client:
         adapter = client.load(reference)
@@ -99,7 +100,7 @@ def load(reference: str, as_json: bool, server_target: str | None) -> None:
 @json_option
 @server_option
 def unload(reference: str, as_json: bool, server_target: str | None) -> None:
-    """Free an adapter that no request is using, and lift its quarantine.
+    """Free an adapter, or several worn together, that no request is using, and lift its quarantine.
 
     \b
     Example:
@@ -118,13 +119,14 @@ def unload(reference: str, as_json: bool, server_target: str | None) -> None:
 @json_option
 @server_option
 def merge(reference: str, as_json: bool, server_target: str | None) -> None:
-    """Serve one adapter from merged weights, in place of any other that was merged.
+    """Serve one adapter, or several worn together, from merged weights, in place of any other that was merged.
 
     The base is never changed; requests for other adapters and for the base stay right.
 
     \b
     Example:
       weft merge acme/topics:production
+      weft merge "acme/topics:production+acme/style*0.5"
     """
     with connected(server_target) as client:
         merged = client.merge(reference)

@@ -247,7 +247,7 @@ class AdapterAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Load(self, request, context):
-        """Pulls, verifies and binds an adapter before its first request. Errors as for Generate.
+        """Pulls, verifies and binds an adapter, or several worn together, before the first request. Errors as for Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -262,9 +262,9 @@ class AdapterAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Merge(self, request, context):
-        """Serves one adapter from merged weights, swapped in between two steps. A merge policy rests from then on, until
-        Unmerge. Requests for other adapters and
-        for the base stay right. Merging another one replaces it.
+        """Serves one adapter, or several worn together, from merged weights, swapped in between two steps. A merge policy
+        rests from then on, until Unmerge. Requests for other adapters and for the base stay right. Merging another one
+        replaces it.
         FAILED_PRECONDITION: the kind cannot be merged, with the reason.
         RESOURCE_EXHAUSTED: the merged weights do not fit the memory limit.
         """

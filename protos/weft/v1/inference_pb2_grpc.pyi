@@ -111,15 +111,15 @@ class AdapterAdminServiceStub:
     request those that are on disk only.
     """
     Load: _grpc.UnaryUnaryMultiCallable[_inference_pb2.LoadRequest, _inference_pb2.LoadResponse]
-    """Pulls, verifies and binds an adapter before its first request. Errors as for Generate."""
+    """Pulls, verifies and binds an adapter, or several worn together, before the first request. Errors as for Generate."""
     Unload: _grpc.UnaryUnaryMultiCallable[_inference_pb2.UnloadRequest, _inference_pb2.UnloadResponse]
     """Frees an adapter, and lifts its quarantine. NOT_FOUND: neither resident nor under quarantine.
     FAILED_PRECONDITION: requests are using it, or it is merged.
     """
     Merge: _grpc.UnaryUnaryMultiCallable[_inference_pb2.MergeRequest, _inference_pb2.MergeResponse]
-    """Serves one adapter from merged weights, swapped in between two steps. A merge policy rests from then on, until
-    Unmerge. Requests for other adapters and
-    for the base stay right. Merging another one replaces it.
+    """Serves one adapter, or several worn together, from merged weights, swapped in between two steps. A merge policy
+    rests from then on, until Unmerge. Requests for other adapters and for the base stay right. Merging another one
+    replaces it.
     FAILED_PRECONDITION: the kind cannot be merged, with the reason.
     RESOURCE_EXHAUSTED: the merged weights do not fit the memory limit.
     """
@@ -144,15 +144,15 @@ class AdapterAdminServiceAsyncStub(AdapterAdminServiceStub):
     request those that are on disk only.
     """
     Load: _aio.UnaryUnaryMultiCallable[_inference_pb2.LoadRequest, _inference_pb2.LoadResponse]  # type: ignore[assignment]
-    """Pulls, verifies and binds an adapter before its first request. Errors as for Generate."""
+    """Pulls, verifies and binds an adapter, or several worn together, before the first request. Errors as for Generate."""
     Unload: _aio.UnaryUnaryMultiCallable[_inference_pb2.UnloadRequest, _inference_pb2.UnloadResponse]  # type: ignore[assignment]
     """Frees an adapter, and lifts its quarantine. NOT_FOUND: neither resident nor under quarantine.
     FAILED_PRECONDITION: requests are using it, or it is merged.
     """
     Merge: _aio.UnaryUnaryMultiCallable[_inference_pb2.MergeRequest, _inference_pb2.MergeResponse]  # type: ignore[assignment]
-    """Serves one adapter from merged weights, swapped in between two steps. A merge policy rests from then on, until
-    Unmerge. Requests for other adapters and
-    for the base stay right. Merging another one replaces it.
+    """Serves one adapter, or several worn together, from merged weights, swapped in between two steps. A merge policy
+    rests from then on, until Unmerge. Requests for other adapters and for the base stay right. Merging another one
+    replaces it.
     FAILED_PRECONDITION: the kind cannot be merged, with the reason.
     RESOURCE_EXHAUSTED: the merged weights do not fit the memory limit.
     """
@@ -186,7 +186,7 @@ class AdapterAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.LoadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.LoadResponse, _abc.Awaitable[_inference_pb2.LoadResponse]]:
-        """Pulls, verifies and binds an adapter before its first request. Errors as for Generate."""
+        """Pulls, verifies and binds an adapter, or several worn together, before the first request. Errors as for Generate."""
 
     @_abc_1.abstractmethod
     def Unload(
@@ -204,9 +204,9 @@ class AdapterAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.MergeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.MergeResponse, _abc.Awaitable[_inference_pb2.MergeResponse]]:
-        """Serves one adapter from merged weights, swapped in between two steps. A merge policy rests from then on, until
-        Unmerge. Requests for other adapters and
-        for the base stay right. Merging another one replaces it.
+        """Serves one adapter, or several worn together, from merged weights, swapped in between two steps. A merge policy
+        rests from then on, until Unmerge. Requests for other adapters and for the base stay right. Merging another one
+        replaces it.
         FAILED_PRECONDITION: the kind cannot be merged, with the reason.
         RESOURCE_EXHAUSTED: the merged weights do not fit the memory limit.
         """
