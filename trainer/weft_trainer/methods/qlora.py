@@ -2,7 +2,7 @@
 
 That is what `method: lora` is here already: its base is the int4 one that is served, dequantized where a product needs
 it, and adapter and optimizer are in float32. This method says so by its name, and offers the paper's own data type, NF4
-with double quantization, on a GPU. The artifact is a LoRA either way.
+with double quantization. The artifact is a LoRA either way.
 """
 
 from __future__ import annotations

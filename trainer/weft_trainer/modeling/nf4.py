@@ -9,7 +9,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import nn
 
 from weft_adapters.int4 import Int4Linear
@@ -27,7 +26,7 @@ def is_asked_for(options: object) -> bool:
 
 
 def check(config: TrainConfig) -> None:
-    """Before anything is loaded: raises `PreconditionError` naming what NF4 lacks here (a GPU, or bitsandbytes), and
+    """Before anything is loaded: raises `PreconditionError` where bitsandbytes is not installed, and
     `InvalidInputError` for a base that is to be dense besides; nothing where it is not asked for."""
     if not is_asked_for(config.adapter):
         return
@@ -35,11 +34,6 @@ def check(config: TrainConfig) -> None:
         raise InvalidInputError(
             "training.dense_base: a base in nf4 has no dense copy while training; leave it out, or take "
             "adapter.quantization: int4"
-        )
-    if not torch.cuda.is_available():
-        raise PreconditionError(
-            f"adapter.quantization: nf4 is computed by bitsandbytes on a GPU, and torch finds none: {_WAY_OUT}",
-            reason="GPU_MISSING",
         )
     if find_spec("bitsandbytes") is None:
         raise PreconditionError(
@@ -69,6 +63,9 @@ def _nf4_linear(layer: Int4Linear, base: TrainingBase) -> nn.Module:
         quant_type="nf4",
         device="meta",
     )
+    # Without a GPU bitsandbytes would pack the weights for inference at the first evaluation, and train through what
+    # is packed with gradients that are wrong.
+    linear.support_avx512bf16_for_cpu = False
     # Quantized when it moves to its device.
     linear.weight = bnb.nn.Params4bit(
         layer.int4.dequantize(base.dtype).cpu(),
