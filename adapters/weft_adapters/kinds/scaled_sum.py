@@ -11,14 +11,13 @@ Merged, the weight is `g (W + B A)` and the bias stays what it is: c_i = (1 - g_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from weft_adapters.int4 import Int4Weight
-from weft_adapters.kinds.kind import Adapter, Kind, LinearPack, LinearSite, LowRankFactors, OutputScale
-from weft_adapters.kinds.low_rank import check_scaling, low_rank_factors, pack_low_rank
+from weft_adapters.kinds.kind import Adapter, OutputScale
+from weft_adapters.kinds.lora import Lora
 from weft_registry.kinds.dora import DoraSchema
 from weft_registry.kinds.low_rank import LowRankParams
 
@@ -26,41 +25,21 @@ from weft_registry.kinds.low_rank import LowRankParams
 _SCALE, _SHIFT = ".sum_scale", ".sum_shift"
 
 
-class ScaledSum(Kind[LowRankParams]):
-    """A composition of low-rank adapters of which some scale their outputs."""
+class ScaledSum(Lora):
+    """A composition of low-rank adapters of which some scale their outputs: one LoRA's delta under a scale."""
 
     schema = DoraSchema()
-    mergeable = True
-    low_rank = True
     scales = True
-
-    def check(self, adapter: Adapter[Any]) -> None:
-        """See `Kind.check`."""
-        check_scaling(adapter)
-
-    def factors(self, adapter: Adapter[Any], module: str) -> LowRankFactors | None:
-        """See `Kind.factors`."""
-        found = low_rank_factors(adapter, module)
-        return None if found is None else LowRankFactors(*found, pooled=False)
 
     def output_scale(self, adapter: Adapter[Any], module: str) -> OutputScale | None:
         """See `Kind.output_scale`."""
         scale_N = adapter.tensors.get(module + _SCALE)
         return None if scale_N is None else OutputScale(scale_N, adapter.tensors.get(module + _SHIFT))
 
-    def pack(self, adapters: Sequence[Adapter[Any] | None], site: LinearSite) -> LinearPack | None:
-        """See `Kind.pack`: LoRA's."""
-        return pack_low_rank(adapters, site, lambda params: 1)
-
     def overlay(self, module: str, weight: Int4Weight, adapter: Adapter[LowRankParams]) -> Tensor | None:
         """`g (W + B A)`, dense: the delta is below the int4 grid's step. The bias stays."""
-        factors = low_rank_factors(adapter, module)
-        if factors is None:
-            return None
-        a_rK, b_Nr, scaling = factors
-        merged_NK = weight.dequantize().addmm_(b_Nr.float(), a_rK.float(), alpha=scaling)
-        output = self.output_scale(adapter, module)
-        return merged_NK if output is None else merged_NK.mul_(output.scale_N[:, None])
+        merged_NK, output = super().overlay(module, weight, adapter), self.output_scale(adapter, module)
+        return merged_NK if merged_NK is None or output is None else merged_NK.mul_(output.scale_N[:, None])
 
 
 SCALED_SUM = ScaledSum()
