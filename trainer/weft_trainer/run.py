@@ -52,12 +52,14 @@ def run(config: TrainConfig, report: Reporter, home: Home | None = None, rank: R
 
 
 def _attach(setup: Setup, sources: Sequence[Source], scratch: Path, report: Reporter) -> AdaptedModel:
-    """The base wearing a freshly initialized adapter, with its objective."""
+    """The base wearing an adapter with its first values, and its objective."""
     config = setup.config
     base = setup.base()
     setup.course.before(base, sources, scratch, report)
     set_seed(config.training.seed)
     model = setup.method.attach(base, setup.params, config.adapter, setup.tokenizer)
+    if setup.first_values is not None:
+        model.restore(setup.first_values)
     model.objective = setup.course.begin(model, sources, report)
     if config.training.gradient_checkpointing:
         recompute_layers(model.base)
@@ -69,7 +71,7 @@ def _attach(setup: Setup, sources: Sequence[Source], scratch: Path, report: Repo
 def _fit(
     setup: Setup, model: AdaptedModel, sources: Sequence[Source], scratch: Path, report: Reporter, rank: Rank
 ) -> Fitted:
-    config, data, course = setup.config, setup.data, setup.course
+    config, data, course = setup.pinned, setup.data, setup.course
     evaluate = None if data.held_out is None else partial(_score, setup, model, sources, report)
     if data.plan is None:
         batches, count = course.batches(sources[0], None), course.count(data.train_examples)
@@ -92,7 +94,9 @@ def _export(
         served = setup.method.bare(setup.base(), outcome.params)
         served.restore(outcome.tensors)
         fitted = replace(fitted, score=_score(setup, served, sources, report), trained=fitted.score)
-    extra = {**outcome.provenance, **setup.course.provenance()}
+    origin = {} if setup.start is None else setup.start.provenance()
+    # After the teacher's: what it grew from comes before who taught it.
+    extra = {**outcome.provenance, **setup.course.provenance(), **origin}
     manifest = export(config, stored, outcome.params, outcome.tensors, setup.data.datasets, fitted, extra)
     return manifest, fitted
 

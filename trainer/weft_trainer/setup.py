@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from weft_adapters.base.load import StoredBase
 from weft_registry.base import BaseSpec
@@ -22,6 +23,7 @@ from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods import METHODS, over
 from weft_trainer.methods.method import Method
 from weft_trainer.methods.parts import find_parts
+from weft_trainer.methods.start import Start, find_start
 from weft_trainer.methods.worn import open_base
 from weft_trainer.modeling import nf4
 from weft_trainer.modeling.base import DTYPES, TrainingBase, attention_for, build
@@ -53,6 +55,15 @@ class Setup:
     model_directory: Path | None
     """Where the whole model goes, if it is kept."""
     device: torch.device
+    start: Start | None = None
+    """The adapter that it begins at."""
+    first_values: Mapping[str, Tensor] | None = None
+    """That adapter's, as `AdaptedModel.restore` takes them."""
+
+    @property
+    def pinned(self) -> TrainConfig:
+        """The configuration with the adapter that it begins at by its digest: what checkpoints belong to."""
+        return _pinned(self.config, self.start)
 
     @property
     def first_layer(self) -> int:
@@ -105,8 +116,11 @@ def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: tor
     nf4.check(config)
     if config.tensorboard is not None:
         check_tensorboard()
+    start = None
+    if config.start is not None:
+        start = find_start(config.start, config.output, home or Home.from_environment())
     if config.training.resume:
-        to_resume(config.checkpoints, config)
+        to_resume(config.checkpoints, _pinned(config, start))
     stored = open_base(config.base, home)
     course = course_of(config, stored, home, device)
     tokenizer = BaseTokenizer(stored.tokenizer_dir, stored.config.eos_token_ids)
@@ -124,7 +138,16 @@ def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: tor
         # Which has no parameters of a kind before it has trained.
         check_storable(method.kind, params, stored.spec)
     check_room(data, params, stored.spec)
-    return Setup(config, stored, tokenizer, data, course, method, params, model_directory, device)
+    first_values = None
+    if start is not None:
+        first_values = start.read(method, params, stored)
+        report.message(start.describe())
+    return Setup(config, stored, tokenizer, data, course, method, params, model_directory, device, start, first_values)
+
+
+def _pinned(config: TrainConfig, start: Start | None) -> TrainConfig:
+    # A directory may hold another adapter when the run is resumed, and an alias name another version.
+    return config if start is None else replace(config, start=start.digest)
 
 
 def check_storable(kind: str, params: Any, base: BaseSpec) -> None:

@@ -7,7 +7,7 @@ objective: {kind: dpo, beta: 0.1}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -64,9 +64,10 @@ class DpoOptions:
     """How strongly the model is held to the reference: the smaller, the further it may go."""
     label_smoothing: float = field(default=0.0, metadata={"least": 0, "most": 0.49})
     """Share of the pairs that are assumed to be labelled the wrong way round (conservative DPO)."""
-    reference: str = field(default="base", metadata={"choices": ("base", "start")})
+    reference: str | None = field(default=None, metadata={"choices": ("base", "start")})
     """"base": the base without the adapter. "start": with the adapter as training begins, which is another model where
-    the method does not begin at the base (`init: loftq`, prompts, prefixes)."""
+    the run begins at an adapter, or the method does not begin at the base (`init: loftq`, prompts, prefixes). None:
+    "start" where the run begins at an adapter (`start`), "base" otherwise."""
 
 
 ObjectiveOptions: TypeAlias = CompletionOptions | DistillOptions | DpoOptions
@@ -84,8 +85,9 @@ def worn(text: str) -> tuple[str, Path | None]:
     return base, Path(artifact).expanduser() if artifact else None
 
 
-def read_objective(block: Any) -> ObjectiveOptions:
-    """The `objective` block; None is the default. Raises `ConfigError` naming the key."""
+def read_objective(block: Any, start: str | None = None) -> ObjectiveOptions:
+    """The `objective` block of a run that begins at the adapter `start`, or at none; None is the default. Raises
+    `ConfigError` naming the key."""
     if block is None:
         return CompletionOptions()
     if not isinstance(block, Mapping):
@@ -96,7 +98,10 @@ def read_objective(block: Any) -> ObjectiveOptions:
         near = nearest(str(kind), OBJECTIVE_OPTIONS)
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise ConfigError("objective.kind", f"{kind!r} is not one of {', '.join(OBJECTIVE_OPTIONS)}{hint}")
-    return strict.read(options, block, "objective")
+    objective = strict.read(options, block, "objective")
+    if isinstance(objective, DpoOptions) and objective.reference is None:
+        return replace(objective, reference="base" if start is None else "start")
+    return objective
 
 
 def check_objective(objective: ObjectiveOptions, data: DataConfig) -> None:

@@ -41,6 +41,7 @@ from weft_trainer.config.adapter import (
 )
 from weft_trainer.config.data import DataConfig
 from weft_trainer.config.objective import CompletionOptions, ObjectiveOptions, check_objective, read_objective
+from weft_trainer.config.start import check_start
 from weft_trainer.config.yaml_source import YamlSource
 
 Options: TypeAlias = (
@@ -214,6 +215,10 @@ class TrainConfig:
     objective: ObjectiveOptions = field(default_factory=CompletionOptions)
     """What is optimized: {kind: completion}, {kind: distill, teacher: ...} or {kind: dpo}, with the kind's own
     settings: `weft_trainer.config.objective`."""
+    start: str | None = None
+    """The adapter whose values are the first ones: an artifact directory, or a reference ("acme/topics:v1") in the
+    registry at WEFT_REGISTRY, else in the embedded one. `adapter` describes the same shape. None: first values as the
+    method has them."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How long, how fast."""
     name: str | None = None
@@ -285,9 +290,11 @@ def parse(document: Mapping[str, Any]) -> TrainConfig:
             "adapter.init_text: an MLP (adapter.prefix_projection) decides the prefix, so it cannot start at the keys "
             "and values of a text; give one of the two"
         )
-    objective = read_objective(document.get("objective"))
+    objective = read_objective(document.get("objective"), document.get("start"))
     config = strict.read(TrainConfig, {**document, "adapter": adapter, "objective": objective})
     check_objective(config.objective, config.data)
+    if config.start is not None:
+        check_start(config.method, config.adapter)
     if config.data.packing and config.method not in PACKABLE:
         raise strict.ConfigError(
             "data.packing",

@@ -71,26 +71,26 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def bound(directory: Path, stored: StoredBase, home: Home) -> tuple[Adapter[Any], Sequence[Part]]:
+    """The adapter in `directory` and what it is made over. Binding checks the base and every tensor; float32 because
+    these are the master weights. Raises what `bind` and `find_parts` raise."""
+    manifest = artifact.read(directory)
+    names = [str(part) for part in parts_of(manifest)]
+    parts = find_parts(names, stored.spec, home) if names else []
+    adapters = [part.adapter for part in parts]
+    return bind(directory, manifest, stored.spec, dtype=torch.float32, parts=adapters), parts
+
+
 def _adapted(directory: Path, stored: StoredBase, dtype: torch.dtype, home: Home, device: torch.device) -> AdaptedModel:
-    adapter, parts = _bound(directory, stored, home)
+    adapter, parts = bound(directory, stored, home)
     method = over(method_of_kind(adapter.kind.name), parts)
     model = method.bare(build(stored, dtype, device=device), adapter.params)
     model.restore(adapter.tensors)
     return model
 
 
-def _bound(directory: Path, stored: StoredBase, home: Home) -> tuple[Adapter[Any], Sequence[Part]]:
-    """The adapter and what it is made over. Binding checks the base and every tensor; float32 because these are the
-    master weights."""
-    manifest = artifact.read(directory)
-    names = [str(part) for part in parts_of(manifest)]
-    parts = find_parts(names, stored.spec, home) if names else []
-    bound = [part.adapter for part in parts]
-    return bind(directory, manifest, stored.spec, dtype=torch.float32, parts=bound), parts
-
-
 def _merged(directory: Path, stored: StoredBase, dtype: torch.dtype, home: Home, device: torch.device) -> AdaptedModel:
-    adapter, _ = _bound(directory, stored, home)
+    adapter, _ = bound(directory, stored, home)
     found = {module: adapter.kind.overlay(module, stored.int4(module), adapter) for module in stored.spec.linears}
     overlays: Mapping[str, Int4Weight | Tensor] = {m: weight for m, weight in found.items() if weight is not None}
     stored_biases = {module: bias for module in overlays if (bias := stored.bias(module)) is not None}

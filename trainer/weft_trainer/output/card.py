@@ -69,6 +69,7 @@ def _training(config: TrainConfig, fitted: Fitted) -> list[str]:
     examples = training.batch_size * training.gradient_accumulation * training.devices
     unit = "pairs" if config.objective.kind == "dpo" else "packed rows" if config.data.packing else "examples"
     rows = {
+        **({} if config.start is None else {"starts at": f"`{config.start}`"}),
         "objective": _objective(config.objective),
         "steps": f"{fitted.steps} of {examples} {unit}",
         "optimizer": training.optimizer,
