@@ -71,9 +71,11 @@ class AdapterAdminServicer(pb_grpc.AdapterAdminServiceServicer):
         asking = caller()
         for adapter in _adapters(request.reference):
             asking.check_read(adapter)
-        for adapter in await self._residency.made_of(request.reference):
+        # Found once: should an alias move meanwhile, what is loaded is still what rights were asked for.
+        worn = await self._residency.find(request.reference)
+        for adapter in worn.made_of:
             asking.check_read(adapter)
-        resident = await self._residency.load(request.reference)
+        resident = await self._residency.load_found(worn)
         # The same content may be in memory by the name of somebody else's adapter.
         resident = replace(resident, reference=request.reference)
         return pb.LoadResponse(adapter=_message(resident, self._engine.stats().tokens_by_adapter))

@@ -11,8 +11,9 @@ import pytest
 from benchmarks.subjects import random_adapter
 from tests.registry.access.lab import Authority
 from tests.server.homes import prepare
-from tests.server.registries import publish_fusion
+from tests.server.registries import Counting, publish_fusion, residency
 from tests.tiny_models import AddedBase
+from weft.v1 import inference_pb2 as pb
 from weft_client import AsyncInferenceClient, RegistryClient
 from weft_registry.access.options import AccessOptions
 from weft_registry.embedded import EmbeddedRegistry
@@ -30,8 +31,13 @@ from weft_registry.serve.options import RegistryServeOptions
 from weft_registry.serve.serving import running as registry_running
 from weft_registry.transfer import pull, push
 from weft_registry.wire.tls import TlsFiles
+from weft_server.admin_service import AdapterAdminServicer
+from weft_server.merge_control import MergeControl
 from weft_server.options import ServeOptions
+from weft_server.recorder import RequestRecorder
+from weft_server.server_stats import Statistics
 from weft_server.serving import Running, running
+from weft_server.torch_engine.engine import TorchEngine
 
 PRIVATE, OURS = "acme/lora:v1", "test/lora:v1"
 REQUIRED = AccessOptions(required=True)
@@ -207,6 +213,21 @@ async def test_a_fusion_over_what_one_may_not_read_is_neither_worn_nor_loaded(
         with pytest.raises(NotFoundError, match="no adapter acme/part-"):
             await generate(ours, "test/fused")
         assert await generate(root, "test/fused")
+
+
+@pytest.mark.parametrize(("reference", "parts"), [("test/a0", 1), ("test/a0*0.5+test/a1", 2)])
+async def test_a_reference_is_resolved_once_so_that_rights_are_asked_for_what_is_loaded(
+    reference: str, parts: int, engine: TorchEngine, registry: Counting, tmp_path: Path
+) -> None:
+    held, _ = residency(engine, registry, tmp_path)
+    statistics = Statistics(engine, held, RequestRecorder(), overlay_limit_bytes=0)
+    service = AdapterAdminServicer(held, engine, 0, MergeControl(held, engine), statistics)
+    before = registry.resolved
+    loaded = await service.Load(pb.LoadRequest(reference=reference), None)
+    assert loaded.adapter.reference == reference
+    assert registry.resolved == before + parts
+    assert held.is_resident(loaded.adapter.digest)
+    await held.close()
 
 
 async def test_who_else_has_the_same_content_is_not_said(world: World) -> None:
