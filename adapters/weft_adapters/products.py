@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weft_adapters.processor import multiplies_bfloat16
+
 
 class Product(Protocol):
     """`x W^T + bias` for one constant W."""
@@ -57,9 +59,38 @@ class PackedProduct:
         return y
 
 
+@dataclass(frozen=True, eq=False)
+class WidenedProduct:
+    """A dense bfloat16 weight as float32, for a CPU that multiplies no bfloat16: twice the memory, and for batches and
+    prompts several times as fast as torch's own loops. Sums in float32, and rounds once."""
+
+    weight_NK: Tensor
+    """In float32."""
+    bias_N: Tensor | None
+    """In float32."""
+
+    @property
+    def size_bytes(self) -> int:
+        """See `Product`."""
+        return self.weight_NK.nbytes
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """See `Product`."""
+        return F.linear(x_TK.float(), self.weight_NK, self.bias_N).to(torch.bfloat16)
+
+
+def dense_item_bytes(device: torch.device, dtype: torch.dtype) -> int:
+    """What `dense_product` keeps for each number of a weight."""
+    if device.type == "cpu" and dtype == torch.bfloat16 and not multiplies_bfloat16():
+        return torch.float32.itemsize
+    return dtype.itemsize
+
+
 def dense_product(weight_NK: Tensor, bias_N: Tensor | None = None) -> Product:
     """The product with `weight`, which it may share or reorder, on the weight's device and in its dtype."""
     if weight_NK.device.type == "cpu" and weight_NK.dtype == torch.bfloat16:
+        if not multiplies_bfloat16():
+            return WidenedProduct(weight_NK.float(), None if bias_N is None else bias_N.float())
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), None)
         return PackedProduct(packed, bias_N, weight_NK.nbytes)
     return PlainProduct(weight_NK, bias_N)

@@ -11,6 +11,7 @@ import torch
 
 from weft_adapters.base.load import StoredBase
 from weft_adapters.base.store import MODEL_FILE
+from weft_adapters.products import dense_item_bytes
 from weft_registry.errors import InvalidInputError, UnsupportedError
 from weft_server.memory_plan import STACK_FACTOR, MemoryPlan, Needs, base_bytes, plan_memory, step_bytes
 from weft_server.options import ServeOptions
@@ -59,17 +60,18 @@ def memory_plan(options: ServeOptions, base: StoredBase, *, native: bool) -> Mem
     if native and options.copies == "always":
         raise InvalidInputError("--copies always: native kernels use no copies; leave it out, or add --kernels torch")
     copies_possible = device.type == "cpu" and dtype == torch.bfloat16 and not native
-    copy_bytes = 2 * sum(n_out * n_in for n_out, n_in in spec.linears.values()) if copies_possible else 0
+    dense_bytes = dense_item_bytes(device, dtype)
+    copy_bytes = dense_bytes * sum(n_out * n_in for n_out, n_in in spec.linears.values()) if copies_possible else 0
     rows = max(options.max_prefill_tokens, TorchEngineOptions.max_idle_prefill_tokens) + options.max_batch_size
     needs = Needs(
         process_bytes=resident_bytes(),
-        base_bytes=base_bytes(spec, dtype.itemsize, tied=base.config.tie_word_embeddings),
+        base_bytes=base_bytes(spec, dtype.itemsize, dense_bytes, tied=base.config.tie_word_embeddings),
         copy_bytes=copy_bytes,
         file_bytes=(base.path / MODEL_FILE).stat().st_size,
         step_bytes=step_bytes(spec, rows, options.max_batch_size),
         token_bytes=2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize,
         context_length=spec.context_length,
-        stack_factor=0 if native else STACK_FACTOR,
+        stack_factor=0 if native else STACK_FACTOR * dense_bytes // dtype.itemsize,
     )
     undecided = copies_possible and options.memory_bytes is not None and options.copies == "auto"
     copies = copies_possible and not undecided and _copies(options.copies, copy_bytes)

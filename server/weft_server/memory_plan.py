@@ -16,7 +16,7 @@ KV_SHARE, ADAPTER_SHARE, OVERLAY_SHARE = 0.60, 0.25, 0.15
 STACK_FACTOR = 2
 """torch kernels stack the adapters of a batch side by side, padded with zeros where modules share a product: at most so
 many times their own bytes."""
-BASE, COPIES, STACKED = "base weights", "bfloat16 copies of them", "adapters stacked for a batch"
+BASE, COPIES, STACKED = "base weights", "dense copies of them", "adapters stacked for a batch"
 _GROWTH_BYTES = 96 * MIB
 """What the process itself still grows by: gRPC, the tokenizer, buffers of the allocator."""
 _LEAST_ADAPTER_BYTES = 8 * MIB
@@ -32,7 +32,7 @@ class Needs:
     """Interpreter and libraries: what is resident before the base is loaded."""
     base_bytes: int
     copy_bytes: int
-    """Of the packed bfloat16 copies; 0 where the engine makes none."""
+    """Of the dense copies; 0 where the engine makes none."""
     file_bytes: int
     """The base's file, which is mapped while it is loaded and while an adapter is merged."""
     step_bytes: int
@@ -110,7 +110,7 @@ class NotEnoughMemoryError(InvalidInputError):
 def plan_memory(options: ServeOptions, needs: Needs, *, copies: bool | None) -> MemoryPlan:
     """The limits for these options. Options given by themselves stay as they are; the others share what is left.
 
-    `copies` says whether the engine keeps bfloat16 copies of the base; None leaves it to the budget. Raises
+    `copies` says whether the engine keeps dense copies of the base; None leaves it to the budget. Raises
     `NotEnoughMemoryError` when the budget cannot hold what is fixed and the least that is of use.
     """
     if options.memory_bytes is None:
@@ -159,13 +159,15 @@ def plan_memory(options: ServeOptions, needs: Needs, *, copies: bool | None) -> 
     )
 
 
-def base_bytes(spec: BaseSpec, item_bytes: int, *, tied: bool) -> int:
-    """The base's weights in memory, in a dtype of so many bytes: an upper estimate."""
+def base_bytes(spec: BaseSpec, item_bytes: int, dense_bytes: int, *, tied: bool) -> int:
+    """The base's weights in memory, in a dtype of so many bytes of which a dense product keeps `dense_bytes`: an upper
+    estimate."""
     linears = sum(n_out * n_in for n_out, n_in in spec.linears.values())
     groups = linears // spec.fingerprint.quant.group_size
     # Two float32 a group is the most that any int4 form keeps; the parity mode keeps dense weights.
     quantized = linears * 4 if item_bytes == 4 else linears // 2 + groups * 8
-    tables = (1 if tied and item_bytes == 4 else 2) * spec.vocab_size * spec.hidden_size * item_bytes
+    embedding_and_head = item_bytes if tied and item_bytes == 4 else item_bytes + dense_bytes
+    tables = spec.vocab_size * spec.hidden_size * embedding_and_head
     norms_and_rope = (4 * spec.num_layers * spec.hidden_size + 2 * spec.context_length * spec.head_dim) * 4
     return quantized + tables + norms_and_rope
 

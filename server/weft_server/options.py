@@ -40,8 +40,8 @@ class ServeOptions:
     kernels: str = "auto"
     """"native": the decoder in C (CPUs with AVX-512 bfloat16); "torch"; "auto": native where it can be."""
     copies: str = "auto"
-    """Packed bfloat16 copies of the base beside the int4 weights, on a CPU: "auto" when they take less than a quarter
-    of the free memory, "always", "never"."""
+    """Dense copies of the base beside the int4 weights, on a CPU, in bfloat16, or in float32 where the processor
+    multiplies no bfloat16: "auto" when they take less than a quarter of the free memory, "always", "never"."""
     vllm: tuple[str, ...] = ()
     """For the engine "vllm": fields of its AsyncEngineArgs, each as KEY=VALUE."""
     max_batch_size: int = 32

@@ -63,3 +63,16 @@ def test_an_example_beyond_the_context_is_refused_and_virtual_tokens_count(
     assert longest(room) == longest(1)
     with pytest.raises(InvalidInputError, match=r"data\.max_length: .* virtual tokens; set it to"):
         longest(room + 1)
+
+
+@pytest.mark.parametrize(("said", "fastest"), [("auto", "bfloat16"), ("auto", "float32"), ("bfloat16", "float32")])
+def test_a_run_computes_in_what_it_says_or_in_what_is_fastest(
+    said: str, fastest: str, deep_base: AddedBase, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft_trainer.modeling.base.fast_dtype", lambda device: getattr(torch, fastest))
+    config = make_config(deep_base, "lora", dtype=said)
+    setup = set_up(config, QuietReporter(), deep_base.home, torch.device("cpu"))
+    wanted = fastest if said == "auto" else said
+    # The manifest and the checkpoints say it.
+    assert setup.config.training.dtype == setup.pinned.training.dtype == wanted
+    assert setup.base().dtype == getattr(torch, wanted)

@@ -45,7 +45,7 @@ def evaluate_artifact(
     base: str | None = None,
     merged: bool = False,
     *,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     rows: int | None = None,
     templates: Path | None = None,
     report: Reporter | None = None,
@@ -118,7 +118,7 @@ def label_pairs(
     merged: bool = False,
     template: Path | None = None,
     min_margin: float = 0.0,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     report: Reporter | None = None,
 ) -> Labelled:
     """`weft label DATA --judge BASE+ARTIFACT -o OUTPUT`: see `weft_trainer.label.label`. `template` is a YAML file."""
@@ -142,9 +142,12 @@ def label_pairs(
     )
 
 
-def _dtype(name: str) -> torch.dtype:
+def _dtype(name: str) -> torch.dtype | None:
+    """None for "auto": what is fastest here."""
     from weft_trainer.modeling.base import DTYPES
 
+    if name == "auto":
+        return None
     if name not in DTYPES:
-        raise InvalidInputError(f"dtype: {name!r} is not one of {', '.join(DTYPES)}")
+        raise InvalidInputError(f"dtype: {name!r} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]

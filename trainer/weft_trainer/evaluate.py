@@ -25,7 +25,7 @@ def evaluate(
     *,
     base: str | None = None,
     merged: bool = False,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     max_length: int | None = None,
     rows: int | None = None,
     templates: Path | None = None,
@@ -35,8 +35,9 @@ def evaluate(
 
     `base` names the stored base; None takes the one whose weights the manifest names. `merged` scores the overlay that
     a server's merge makes instead of base plus delta. `max_length` None is the base's context length; `rows` limits
-    how many records are scored. `templates` (YAML) writes the records as in training: each with a template of training
-    and, if there are any, with a held-out one, scored apart. Raises what reading, binding and merging raise.
+    how many records are scored; `dtype` None computes in what is fastest here. `templates` (YAML) writes the records as
+    in training: each with a template of training and, if there are any, with a held-out one, scored apart. Raises what
+    reading, binding and merging raise.
     """
     home = home or Home.from_environment()
     if directory is None:

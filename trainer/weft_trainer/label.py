@@ -93,15 +93,16 @@ def label(
     merged: bool = False,
     template: JudgeTemplate | None = None,
     min_margin: float = 0.0,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     home: Home | None = None,
 ) -> Labelled:
     """Writes the pairs of `data`, {"prompt", "response_a", "response_b"} a row, to `output` as JSON lines of
     {"prompt", "chosen", "rejected", "margin"}, in the file's order; whole or not at all.
 
-    The judge is the stored `base`, wearing `artifact` if there is one. Pairs whose margin is below `min_margin`, or
-    zero, are left out; where that leaves none, no file is written. Raises `AlreadyExistsError` if there is something at
-    `output`, `InvalidInputError` naming the line of a row that is no such pair, and what opening the judge raises.
+    The judge is the stored `base`, wearing `artifact` if there is one, in `dtype` (None: what is fastest here). Pairs
+    whose margin is below `min_margin`, or zero, are left out; where that leaves none, no file is written. Raises
+    `AlreadyExistsError` if there is something at `output`, `InvalidInputError` naming the line of a row that is no such
+    pair, and what opening the judge raises.
     """
     home = home or Home.from_environment()
     if output.exists():

@@ -32,7 +32,7 @@ def run(config: TrainConfig, report: Reporter, home: Home | None = None, rank: R
     started = time.monotonic()
     setup = set_up(config, report, home, rank.device())
     with (
-        explaining_out_of_memory(config, setup.longest),
+        explaining_out_of_memory(setup.config, setup.longest),
         tempfile.TemporaryDirectory(prefix="weft-train-") as temporary,
     ):
         scratch = Path(temporary)

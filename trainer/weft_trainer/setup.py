@@ -26,7 +26,7 @@ from weft_trainer.methods.parts import find_parts
 from weft_trainer.methods.start import Start, find_start
 from weft_trainer.methods.worn import open_base
 from weft_trainer.modeling import nf4
-from weft_trainer.modeling.base import DTYPES, TrainingBase, attention_for, build
+from weft_trainer.modeling.base import DTYPES, TrainingBase, attention_for, build, decide_dtype
 from weft_trainer.modeling.cached_layers import cache_states
 from weft_trainer.modeling.packed_attention import check_windows
 from weft_trainer.objectives.course import Course, Source, course_of
@@ -110,6 +110,7 @@ class Setup:
 def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: torch.device) -> Setup:
     """Opens the base and reads the examples, after what can be refused without either. Raises what is wrong with the
     configuration, the data, or what is installed, as `weft_trainer.train.train` says."""
+    config = _decided(config, device)
     check_output(config.output)
     model_directory = model_output(config)
     optim_name(config)
@@ -143,6 +144,12 @@ def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: tor
         first_values = start.read(method, params, stored)
         report.message(start.describe())
     return Setup(config, stored, tokenizer, data, course, method, params, model_directory, device, start, first_values)
+
+
+def _decided(config: TrainConfig, device: torch.device) -> TrainConfig:
+    # Here and not where it is used, so that the manifest and the checkpoints say what was computed in.
+    dtype = str(decide_dtype(config.training.dtype, device)).removeprefix("torch.")
+    return replace(config, training=replace(config.training, dtype=dtype))
 
 
 def _pinned(config: TrainConfig, start: Start | None) -> TrainConfig:

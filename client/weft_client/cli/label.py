@@ -42,7 +42,13 @@ if TYPE_CHECKING:
     help="Leave out pairs that the judge prefers by less: P(chosen) - P(rejected).",
 )
 @click.option("--merged", is_flag=True, help="Evaluate the adapter merged into the base.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="What the base computes in; auto: what is fastest here.",
+)
 @json_option
 @quiet_option
 @registry_option

@@ -100,8 +100,8 @@ def _of_budget(default: int) -> str:
     type=click.Choice(["auto", "always", "never"]),
     default=_DEFAULTS["copies"],
     show_default=True,
-    help="Packed bfloat16 copies of the base beside the int4 weights, for the torch kernels on a CPU: more memory, "
-    "faster batches.",
+    help="Dense copies of the base beside the int4 weights, for the torch kernels on a CPU: more memory, faster "
+    "batches.",
 )
 @click.option("--max-batch-size", type=click.IntRange(min=1), default=_DEFAULTS["max_batch_size"], show_default=True)
 @click.option(

@@ -119,7 +119,13 @@ def train(
     metavar="FILE.yaml",
     help="Write each row with a template of training and with a held-out one, and score the two apart.",
 )
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="What the base computes in; auto: what is fastest here.",
+)
 @json_option
 @quiet_option
 @registry_option

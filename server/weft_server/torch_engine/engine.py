@@ -45,7 +45,7 @@ class TorchEngineOptions:
     device: torch.device
     dtype: torch.dtype
     copies: bool
-    """Keep a packed bfloat16 copy of the base beside the int4 one (CPU): faster batches for more memory."""
+    """Keep a dense copy of the base beside the int4 one (CPU): faster batches for more memory."""
     max_batch_size: int
     max_prefill_tokens: int
     """Prompt tokens of a step in which somebody is answering; a longer prompt is computed in pieces."""

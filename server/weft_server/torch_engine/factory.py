@@ -25,4 +25,4 @@ def build(options: ServeOptions, base: StoredBase) -> BuiltEngine:
         engine.close()
         raise
     about = f"{options.dtype} on {settings.device}, {settings.num_threads} threads, {kernels}"
-    return BuiltEngine(engine, plan, about + (", bfloat16 copies beside int4" if settings.copies else ""))
+    return BuiltEngine(engine, plan, about + (", dense copies beside int4" if settings.copies else ""))

@@ -5,7 +5,7 @@ Legend: T rows, K inputs, N outputs, G groups, g inputs a group.
 | dtype, device | form |
 |---|---|
 | float32 | the dense float32 weight: the parity mode, exact to float32 rounding |
-| bfloat16, CPU | torch's int4 kernel, and for batches a packed bfloat16 copy where memory allows |
+| bfloat16, CPU | torch's int4 kernel, and for batches a dense copy where memory allows |
 | bfloat16, CUDA | torch's tensor-core int4 kernel |
 | otherwise (a width no int4 kernel takes) | a dense bfloat16 weight |
 """
@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 
 from weft_adapters.int4 import Int4Weight
-from weft_adapters.products import Product, dense_product
+from weft_adapters.products import Product, WidenedProduct, dense_product
 
 _INT4_GROUPS = (32, 64, 128, 256)
-# Rows up to which torch's CPU int4 kernel is at least as fast as the packed bfloat16 product. Measured on two cores
-# with AVX-512 bf16, for the four sites of a 135M model: equal at 1 to 2 rows, bfloat16 ahead from 4 on.
-_INT4_MAX_ROWS = 2
+# Rows up to which torch's CPU int4 kernel is at least as fast as the dense product. Measured on two cores for the sites
+# of a 135M model: beside packed bfloat16 (AVX-512 bf16) equal at 1 to 2 rows and behind from 4 on; beside float32 (a
+# processor with AVX2 alone) ahead at 8, and behind by 1.6 at 32.
+_INT4_MAX_ROWS, _INT4_MAX_ROWS_WIDENED = 2, 12
 _CUDA_INNER_K_TILES = 8
 
 
 @dataclass(frozen=True, eq=False)
 class CpuInt4Kernel:
-    """torch's CPU int4 product; batches go to the bfloat16 copy if there is one.
+    """torch's CPU int4 product; batches go to the dense copy if there is one.
 
     torch's formula is `(code - 8) * scale + zero`, so `zero = minimum + 8 scale` maps our weight onto it.
     """
@@ -47,7 +48,7 @@ class CpuInt4Kernel:
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         """See `Product`."""
-        if self.copy is not None and x_TK.shape[0] > _INT4_MAX_ROWS:
+        if self.copy is not None and x_TK.shape[0] > _most_rows(self.copy):
             return self.copy(x_TK)
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_TK, self.packed, self.group_size, self.scale_zero_GN2)
         return y if self.bias_N is None else y + self.bias_N
@@ -69,7 +70,7 @@ class ShiftedKernel:
 
         W' x = W x + shift pool(x),     pool the sum over each group
 
-    so that the base's bfloat16 copy serves merged weights too, and an overlay stays a sixteenth of the base.
+    so that the base's dense copy serves merged weights too, and an overlay stays a sixteenth of the base.
     """
 
     merged: CpuInt4Kernel
@@ -84,7 +85,7 @@ class ShiftedKernel:
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         """See `Product`."""
-        if self.copy is None or x_TK.shape[0] <= _INT4_MAX_ROWS:
+        if self.copy is None or x_TK.shape[0] <= _most_rows(self.copy):
             return self.merged(x_TK)
         pooled_TG = x_TK.view(x_TK.shape[0], -1, self.group_size).sum(-1)
         return self.copy(x_TK).addmm_(pooled_TG, self.shift_GN)
@@ -94,7 +95,7 @@ class ShiftedKernel:
 class RescaledKernel:
     """A base kernel under other scales and minima: what a merged (IA)^3 adapter is.
 
-    The codes are shared with the base. The base's bfloat16 copy is of no use to other scales, and one of its own would
+    The codes are shared with the base. The base's dense copy is of no use to other scales, and one of its own would
     be eight times as large as they are: batches take the int4 kernel too, at up to half their speed.
     """
 
@@ -141,7 +142,7 @@ class KernelFactory:
     device: torch.device
     dtype: torch.dtype
     copies: bool
-    """Whether to keep a packed bfloat16 copy of each weight beside the int4 one (CPU)."""
+    """Whether to keep a dense copy of each weight beside the int4 one (CPU)."""
 
     def base(self, weight: Int4Weight, bias_N: Tensor | None) -> Product:
         """The kernel of an int4 weight."""
@@ -171,6 +172,10 @@ class KernelFactory:
         if isinstance(base, CpuInt4Kernel | CudaInt4Kernel):
             return base.merged(merged, before, None if bias_N is None else bias_N.to(self.device, self.dtype))
         return self.dense(merged.dequantize(self.dtype), bias_N)
+
+
+def _most_rows(copy: Product) -> int:
+    return _INT4_MAX_ROWS_WIDENED if isinstance(copy, WidenedProduct) else _INT4_MAX_ROWS
 
 
 def _scale_zero(weight: Int4Weight) -> Tensor:

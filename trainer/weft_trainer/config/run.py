@@ -93,7 +93,7 @@ PACKABLE = (
     "partial",
     "galore",
 )
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("auto", "bfloat16", "float32")
 # "adamw", and the names of transformers' `optim` whose optimizers step like any other: not those that update inside the
 # backward pass (lomo, the layerwise ones), nor those that hold other parameters while evaluating (schedule_free).
 OPTIMIZERS = (
@@ -162,8 +162,9 @@ class TrainingConfig:
     """Decoupled weight decay."""
     max_grad_norm: float = field(default=1.0, metadata={"least": 0})
     """Gradients are scaled down to this norm; 0: never."""
-    dtype: str = field(default="bfloat16", metadata={"choices": DTYPES})
-    """What the base computes in. Adapter parameters and the optimizer are float32 whatever this says."""
+    dtype: str = field(default="auto", metadata={"choices": DTYPES})
+    """What the base computes in. Adapter parameters and the optimizer are float32 whatever this says. "auto": bfloat16
+    on a GPU and on a CPU that multiplies it (AVX-512), float32 elsewhere, where bfloat16 would be many times slower."""
     dense_base: bool = False
     """Keep a dense copy of the base's weights in `dtype` while training instead of dequantizing at every use: 2 bytes
     a weight in bfloat16 instead of 0.6, for steps up to a quarter faster (the smaller the batch, the more)."""

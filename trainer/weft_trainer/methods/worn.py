@@ -13,6 +13,7 @@ from weft_adapters.base.load import StoredBase
 from weft_adapters.binding import bind
 from weft_adapters.int4 import Int4Weight
 from weft_adapters.kinds.kind import Adapter
+from weft_adapters.processor import fast_dtype
 from weft_registry import artifact
 from weft_registry.base import BaseStore
 from weft_registry.errors import NotFoundError
@@ -48,15 +49,16 @@ def base_of(directory: Path, base: str | None, home: Home) -> StoredBase:
 def wear(
     stored: StoredBase,
     directory: Path | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     home: Home,
     *,
     merged: bool = False,
     device: torch.device | None = None,
 ) -> AdaptedModel:
     """The base with the artifact in `directory` (None: alone), ready to evaluate; `device` None is a GPU if there is
-    one. Raises what binding raises, and merging if it is asked for."""
+    one, and `dtype` None what is fastest there. Raises what binding raises, and merging if it is asked for."""
     where = device or default_device()
+    dtype = dtype or fast_dtype(where)
     if directory is None:
         model: AdaptedModel = BareModel(build(stored, dtype, device=where))
     elif merged:

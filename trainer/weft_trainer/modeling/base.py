@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from weft_adapters.base.load import StoredBase
 from weft_adapters.int4 import Int4Linear, Int4Weight
+from weft_adapters.processor import fast_dtype
 from weft_registry.errors import UnsupportedError
 from weft_trainer.modeling.packed_attention import packed_arguments
 from weft_trainer.quiet import quiet_transformers
@@ -26,6 +27,11 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """What a base can compute in while it trains, by the names of a configuration."""
 _SHORT = 128
 _LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
+
+
+def decide_dtype(name: str, device: torch.device) -> torch.dtype:
+    """What a base computes in there; "auto" is what is fastest."""
+    return fast_dtype(device) if name == "auto" else DTYPES[name]
 
 
 def layer_of(name: str) -> int | None:
