@@ -70,16 +70,19 @@ RECIPES: Mapping[str, Recipe] = {
 
 def main() -> None:
     """Runs the benchmark."""
-    args = arguments(__doc__ or "", hours=True)
+    args = arguments(__doc__ or "", hours=True, parts=(*RECIPES, "ranks"))
+    recipes = [args.only] if args.only in RECIPES else [] if args.only else [*RECIPES]
+    ranks = () if args.only not in (None, "ranks") else (8,) if args.quick else RANKS
     names = TASKS[:1] if args.quick else TASKS
     seeds = (0,) if args.quick else (0, 1, 2)
     steps = 4 if args.quick else None
     ledger = experiments.ledger("methods", resume=args.resume)
     rows: list[Row] = []
     for task in names:
-        for name, recipe in RECIPES.items():
-            rows += _rows(f"{task}_{name}", [_found(ledger, task, recipe, seed, steps) for seed in seeds])
-    for rank in (8,) if args.quick else RANKS:
+        for name in recipes:
+            runs = [_found(ledger, task, RECIPES[name], seed, steps) for seed in seeds]
+            rows += _rows(f"{task}_{name}", runs)
+    for rank in ranks:
         recipe = Recipe("lora", 4e-3, {"r": rank, "alpha": 2 * rank, **TOP})
         rows += _rows(f"topic_lora_r{rank}", [_found(ledger, "topic", recipe, seed, steps) for seed in seeds])
     report("Methods on real tasks, SmolLM2-135M int4", rows, args.json)
