@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 # No test may reach a hub: a name that is mistaken for a repository must fail, not download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A shell starts what it puts into the background with SIGINT ignored, and every process started from there inherits it:
+# the tests of Ctrl-C would wait for nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow machine is no failure, and what CI draws today it must draw tomorrow.
 hypothesis.settings.register_profile("weft", deadline=None, derandomize=bool(os.environ.get("CI")))
