@@ -59,10 +59,11 @@ def symmetric_int4_kernel(
 
     Raises `ValueError` with every kernel's reason when none takes the layer.
     """
-    if dtype.itemsize == 4:
+    if dtype.itemsize == 4 or cpu_build_lacks_int4():
         from weft_server.vllm_engine.base.dense_symmetric import DenseSymmetric
 
-        # Some of vLLM's kernels, the CPU's among them, say that they take float32, and then have no code for it.
+        # Some of vLLM's kernels, the CPU's among them, say that they take float32, and then have no code for it; its build
+        # for AVX2 says that it takes int4, and has no code for that.
         return DenseSymmetric(group_size)
     config_class = _find("MPLinearLayerConfig", _KERNELS)
     fields = {field.name for field in dataclasses.fields(config_class)}
@@ -85,6 +86,14 @@ def symmetric_int4_kernel(
     }
     known = inspect.signature(kernel_class.__init__).parameters
     return kernel_class(config, **{key: value for key, value in names.items() if key in known})
+
+
+def cpu_build_lacks_int4() -> bool:
+    """Whether vLLM computes on a CPU here, with a build that has no int4 product: the one for AVX2."""
+    import torch
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu()) and not hasattr(torch.ops._C, "cpu_gemm_wna16")
 
 
 def zero_new_blocks() -> bool:
