@@ -62,8 +62,8 @@ def symmetric_int4_kernel(
     if dtype.itemsize == 4 or cpu_build_lacks_int4():
         from weft_server.vllm_engine.base.dense_symmetric import DenseSymmetric
 
-        # Some of vLLM's kernels, the CPU's among them, say that they take float32, and then have no code for it; its build
-        # for AVX2 says that it takes int4, and has no code for that.
+        # Some of vLLM's kernels, the CPU's among them, say that they take float32, and then have no code for it; the
+        # build for AVX2 says that it takes int4, and has no code for that.
         return DenseSymmetric(group_size)
     config_class = _find("MPLinearLayerConfig", _KERNELS)
     fields = {field.name for field in dataclasses.fields(config_class)}

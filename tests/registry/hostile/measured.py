@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MAX_CPU_S = 3.0
-"""Every case takes less than one where the figures are from (docs/registry.md). A processor without AVX-512, whose cores
-did other work besides, took up to 1.6."""
+"""Every case takes less than one where the figures are from (docs/registry.md). A processor without AVX-512, whose
+cores did other work besides, took up to 1.6."""
 MAX_RSS_BYTES = 256 << 20
 _STOP_AFTER_S = 20
 """Where a child is killed that does not end: beyond this nobody needs to know how long it would have taken."""

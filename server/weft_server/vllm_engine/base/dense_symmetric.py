@@ -1,5 +1,5 @@
-"""The symmetric half of an int4 weight where vLLM has no kernel for it: in float32, the parity mode, and on CPUs without
-AVX-512.
+"""The symmetric half of an int4 weight where vLLM has no kernel for it: in float32, the parity mode, and on CPUs
+without AVX-512.
 
 Stands where `versions.symmetric_int4_kernel` answers one of vLLM's own, and keeps `scale * (code - 8)` dense.
 """
