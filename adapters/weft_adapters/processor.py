@@ -10,7 +10,7 @@ import torch
 @cache
 def multiplies_bfloat16() -> bool:
     """Whether torch has products in bfloat16 for this CPU: with AVX-512 (or AVX-NE-CONVERT) by oneDNN. Without them it
-    has loops that are some ten times slower than its float32 products."""
+    has loops that take up to eight times as long as its float32 products."""
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return bool(has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
