@@ -85,7 +85,7 @@ def test_a_run_begins_at_the_values_of_its_start(
     assert f"| starts at | `{first}` |" in (directory / artifact.CARD).read_text()
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "prefix"])
+@pytest.mark.parametrize("method", ["dora", "prefix"])
 def test_two_runs_of_plain_gradient_descent_are_one_of_both_lengths(
     deep_base: AddedBase, make_config: MakeConfig, run: Run, elsewhere: Callable[..., Path], method: str
 ) -> None:
