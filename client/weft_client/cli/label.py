@@ -11,7 +11,7 @@ import click
 
 from weft_client.cli.artifacts import artifact_directory
 from weft_client.cli.failure import Failure, needs_extra
-from weft_client.cli.options import FiniteRange, json_option, quiet_option, registry_option
+from weft_client.cli.options import FiniteRange, dtype_option, json_option, quiet_option, registry_option
 from weft_client.cli.output import echo_fields, echo_json
 from weft_client.cli.progress import reporter
 
@@ -42,13 +42,7 @@ if TYPE_CHECKING:
     help="Leave out pairs that the judge prefers by less: P(chosen) - P(rejected).",
 )
 @click.option("--merged", is_flag=True, help="Evaluate the adapter merged into the base.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bfloat16", "float32"]),
-    default="auto",
-    show_default=True,
-    help="What the base computes in; auto: what is fastest here.",
-)
+@dtype_option
 @json_option
 @quiet_option
 @registry_option

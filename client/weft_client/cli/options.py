@@ -33,6 +33,17 @@ def quiet_option(function: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help="No progress bar.")(function)
 
 
+def dtype_option(function: F) -> F:
+    """`--dtype` of what scores with a base."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(["auto", "bfloat16", "float32"]),
+        default="auto",
+        show_default=True,
+        help="What the base computes in; auto: what is fastest here.",
+    )(function)
+
+
 def storage_options(function: F) -> F:
     """`--database` and `--blobs`."""
     database = click.option(

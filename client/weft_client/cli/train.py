@@ -12,7 +12,7 @@ import click
 
 from weft_client.cli.artifacts import artifact_directory
 from weft_client.cli.failure import Failure, needs_extra
-from weft_client.cli.options import json_option, quiet_option, registry_option
+from weft_client.cli.options import dtype_option, json_option, quiet_option, registry_option
 from weft_client.cli.output import echo_fields, echo_json
 from weft_client.cli.preflight import check_publishing
 from weft_client.cli.progress import reporter
@@ -119,13 +119,7 @@ def train(
     metavar="FILE.yaml",
     help="Write each row with a template of training and with a held-out one, and score the two apart.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bfloat16", "float32"]),
-    default="auto",
-    show_default=True,
-    help="What the base computes in; auto: what is fastest here.",
-)
+@dtype_option
 @json_option
 @quiet_option
 @registry_option
