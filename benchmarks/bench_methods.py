@@ -70,19 +70,20 @@ RECIPES: Mapping[str, Recipe] = {
 
 def main() -> None:
     """Runs the benchmark."""
-    args = arguments(__doc__ or "", hours=True, parts=(*RECIPES, "ranks"))
-    recipes = [args.only] if args.only in RECIPES else [] if args.only else [*RECIPES]
-    ranks = () if args.only not in (None, "ranks") else (8,) if args.quick else RANKS
+    parts = (*RECIPES, "ranks")
+    args = arguments(__doc__ or "", hours=True, parts=parts)
+    chosen = (args.only,) if args.only else parts
     names = TASKS[:1] if args.quick else TASKS
     seeds = (0,) if args.quick else (0, 1, 2)
     steps = 4 if args.quick else None
     ledger = experiments.ledger("methods", resume=args.resume)
     rows: list[Row] = []
     for task in names:
-        for name in recipes:
-            runs = [_found(ledger, task, RECIPES[name], seed, steps) for seed in seeds]
-            rows += _rows(f"{task}_{name}", runs)
-    for rank in ranks:
+        for name, recipe in RECIPES.items():
+            if name in chosen:
+                rows += _rows(f"{task}_{name}", [_found(ledger, task, recipe, seed, steps) for seed in seeds])
+    ranks = (8,) if args.quick else RANKS
+    for rank in ranks if "ranks" in chosen else ():
         recipe = Recipe("lora", 4e-3, {"r": rank, "alpha": 2 * rank, **TOP})
         rows += _rows(f"topic_lora_r{rank}", [_found(ledger, "topic", recipe, seed, steps) for seed in seeds])
     report("Methods on real tasks, SmolLM2-135M int4", rows, args.json)

@@ -70,16 +70,18 @@ class WidenedProduct(PlainProduct):
 
 def dense_item_bytes(device: torch.device, dtype: torch.dtype) -> int:
     """What `dense_product` keeps for each number of a weight."""
-    if device.type == "cpu" and dtype == torch.bfloat16 and not multiplies_bfloat16():
-        return torch.float32.itemsize
-    return dtype.itemsize
+    return torch.float32.itemsize if _widens(device, dtype) else dtype.itemsize
 
 
 def dense_product(weight_NK: Tensor, bias_N: Tensor | None = None) -> Product:
     """The product with `weight`, which it may share or reorder, on the weight's device and in its dtype."""
+    if _widens(weight_NK.device, weight_NK.dtype):
+        return WidenedProduct(weight_NK.float(), None if bias_N is None else bias_N.float())
     if weight_NK.device.type == "cpu" and weight_NK.dtype == torch.bfloat16:
-        if not multiplies_bfloat16():
-            return WidenedProduct(weight_NK.float(), None if bias_N is None else bias_N.float())
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), None)
         return PackedProduct(packed, bias_N, weight_NK.nbytes)
     return PlainProduct(weight_NK, bias_N)
+
+
+def _widens(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cpu" and dtype == torch.bfloat16 and not multiplies_bfloat16()

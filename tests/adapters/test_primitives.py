@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from weft_adapters.primitives import keep_few_primitives
+from weft_adapters.processor import multiplies_bfloat16
 
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 PROGRAM = """
@@ -38,9 +38,7 @@ for _ in range(2):
 print("pass", used_bytes() - before, flush=True)
 """
 with_onednn = pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "mallinfo2")
-    or not torch.backends.mkldnn.is_available()
-    or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    not hasattr(ctypes.CDLL(None), "mallinfo2") or not multiplies_bfloat16(),
     reason="torch multiplies bfloat16 without oneDNN here, or malloc does not say how much is used",
 )
 

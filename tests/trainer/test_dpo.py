@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tests.oracles.hub_base import add_hub_base
 from tests.oracles.trl_subjects import ALPHA, CASES, EXPECTED, MODULES, RANK, SHOWN, lora_tensors
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import dense_model
+from tests.trainer.results import resumed
 from weft_adapters.base import StoredBase
 from weft_registry import artifact
 from weft_registry.errors import InvalidInputError
@@ -247,8 +247,7 @@ def test_a_run_that_resumes_ends_bit_for_bit_where_an_uninterrupted_one_does(
     whole = (run(config, deep_base) / artifact.WEIGHTS).read_bytes()
     for path in (config.checkpoints / "checkpoint-6").iterdir():
         path.unlink()
-    resumed = replace(config, training=replace(config.training, resume=True))
-    assert (run(resumed, deep_base) / artifact.WEIGHTS).read_bytes() == whole
+    assert (run(resumed(config), deep_base) / artifact.WEIGHTS).read_bytes() == whole
 
 
 CHAT = [{"role": "user", "content": "Which?"}]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import BATCH, LABELS, dense_model
+from tests.trainer.results import resumed, weights
 from weft_adapters.extract_checkpoint import extract_checkpoint
 from weft_adapters.extraction import Truncation
 from weft_adapters.int4 import Int4Linear
@@ -44,10 +44,6 @@ def attach(base: AddedBase, options: FullOptions, method: str = "partial", dtype
 
 def metrics(directory: Path) -> dict[str, float]:
     return {metric.name: float(metric.value) for metric in artifacts.read(directory).metrics}
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(str(directory / artifacts.WEIGHTS))
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
@@ -221,7 +217,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     whole = weights(run(config, deep_base))
     shutil.rmtree(config.output)
     shutil.rmtree(config.checkpoints / "checkpoint-6")
-    again = weights(run(replace(config, training=replace(config.training, resume=True)), deep_base))
+    again = weights(run(resumed(config), deep_base))
     assert whole.keys() == again.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, again[name]), name

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
+from tests.trainer.results import resumed, weights
 from weft_registry import artifact as artifacts
 from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_trainer import train as runs
@@ -26,14 +27,6 @@ METHODS = {
     "prefix": {"num_virtual_tokens": 4, "prefix_projection": True},
     "p_tuning": {"num_virtual_tokens": 4, "encoder": "lstm", "encoder_hidden_size": 16, "encoder_dropout": 0.2},
 }
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(str(directory / artifacts.WEIGHTS))
-
-
-def resumed(config: TrainConfig) -> TrainConfig:
-    return replace(config, training=replace(config.training, resume=True))
 
 
 class CrashError(Exception):

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.tiny_models import AddedBase
+from tests.trainer.reporters import Heard
+from tests.trainer.results import resumed, weights
 from weft_registry import artifact
 from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError
 from weft_registry.reference import AdapterName
@@ -57,10 +59,6 @@ def elsewhere(run: Run, tmp_path: Path) -> Callable[..., Path]:
 
 def starting_at(start: Path | str, config: TrainConfig) -> TrainConfig:
     return configs.parse({**config.as_json(), "start": str(start)})
-
-
-def weights(directory: Path) -> dict[str, Tensor]:
-    return load_file(str(directory / artifact.WEIGHTS))
 
 
 def assert_close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float) -> None:
@@ -109,7 +107,7 @@ def test_a_fusion_goes_on_where_it_was(
         first = elsewhere(make_config(deep_base, "fusion", {"parts": parts}), deep_base)
         config = starting_at(first, make_config(deep_base, "fusion", {"parts": parts}, seed=5, **BARELY))
         assert_close(weights(run(config, deep_base)), weights(first), 1e-7)
-        # One part is there twice: other adapters than those it was trained over.
+        # Over one of the two alone: other adapters than those it was trained over.
         other = make_config(deep_base, "fusion", {"parts": parts[:1]}, **BARELY)
         with pytest.raises(InvalidInputError, match=r"start: .* parts: it has acme/two@sha256:\w+, which are not here"):
             run(starting_at(first, other), deep_base)
@@ -130,10 +128,11 @@ def test_a_published_version_is_a_start_and_a_yanked_one_by_its_digest_alone(
         registry.yank("acme/topics:v1", "leaks names")
         with pytest.raises(NotFoundError, match=r"acme/topics:v1 was yanked \(leaks names\)"):
             run(config, deep_base)
-        heard = Hearing()
+        heard = Heard()
         runs.train(replace(config, start=f"acme/topics@{version.digest}"), heard, deep_base.home)
         assert (
-            f"starts at acme/topics@{version.digest} ({version.digest}), which was yanked (leaks names)" in heard.said
+            f"starts at acme/topics@{version.digest} ({version.digest}), which was yanked (leaks names)"
+            in heard.messages
         )
 
 
@@ -173,14 +172,13 @@ def test_a_run_resumes_only_from_the_start_that_it_began_at(
     whole = weights(run(config, deep_base))
     for path in (config.checkpoints / "checkpoint-6").iterdir():
         path.unlink()
-    resumed = replace(config, training=replace(config.training, resume=True))
-    again = weights(run(resumed, deep_base))
+    again = weights(run(resumed(config), deep_base))
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
     # The same path, another adapter.
     first.rename(first.with_name("kept"))
     elsewhere(make_config(deep_base, "lora", {"r": 4}, seed=9), deep_base)
     with pytest.raises(InvalidInputError, match="another configuration: start changed"):
-        run(resumed, deep_base)
+        run(resumed(config), deep_base)
 
 
 @pytest.mark.parametrize(
@@ -242,21 +240,8 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_computed(
     refused(config(start=foreign), "start: .*/foreign: .*made for the base", PreconditionError)
 
 
-class Hearing(QuietReporter):
-    """Keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
-
-
-class Uncomputing:
+class Uncomputing(QuietReporter):
     """A reporter that lets nothing be computed."""
-
-    def message(self, text: str) -> None:
-        pass
 
     def task(self, label: str, total: int) -> Any:
         raise AssertionError(f"{label} was begun")

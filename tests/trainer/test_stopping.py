@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
 from tests.trainer.reporters import Heard, send
+from tests.trainer.results import resumed
 from weft_registry import artifact as artifacts
 from weft_registry.errors import ExhaustedError, InvalidInputError, PreconditionError
 from weft_trainer import train as runs
@@ -42,10 +43,6 @@ def measure(monkeypatch: pytest.MonkeyPatch, losses: Iterator[float]) -> None:
         BEGIN(self, config, lambda: Score(next(losses), 0.5, 8), rank, **more)
 
     monkeypatch.setattr(AdapterTrainer, "__init__", init)
-
-
-def resumed(config: TrainConfig) -> TrainConfig:
-    return replace(config, training=replace(config.training, resume=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -16,9 +16,9 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-MAX_CPU_S = 3.0
-"""Every case takes less than one where the figures are from (docs/registry.md). A processor without AVX-512, whose
-cores did other work besides, took up to 1.6."""
+MAX_CPU_S = 2.0
+"""Every case takes less than one where the figures are from (docs/registry.md). An older processor takes up to
+1.2, and 1.6 where its cores do other work besides."""
 MAX_RSS_BYTES = 256 << 20
 _STOP_AFTER_S = 20
 """Where a child is killed that does not end: beyond this nobody needs to know how long it would have taken."""

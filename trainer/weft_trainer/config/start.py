@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from weft_trainer.config.adapter import FullOptions, PTuningOptions
@@ -34,11 +33,6 @@ def check_start(method: str, options: Any) -> None:
             "an artifact holds the prefix that the MLP computed, not the MLP, so none can train on from start; leave "
             "it out",
         )
-    defaults = _defaults(options)
-    for name in _FIRST_VALUES:
-        if name in defaults and getattr(options, name) != defaults[name]:
-            raise ConfigError(f"adapter.{name}", "without effect: start decides the first values; leave it out")
-
-
-def _defaults(options: Any) -> Mapping[str, Any]:
-    return {field.name: field.default for field in fields(options) if field.default is not MISSING}
+    for field in fields(options):
+        if field.name in _FIRST_VALUES and getattr(options, field.name) != field.default:
+            raise ConfigError(f"adapter.{field.name}", "without effect: start decides the first values; leave it out")
