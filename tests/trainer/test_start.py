@@ -57,8 +57,8 @@ def elsewhere(run: Run, tmp_path: Path) -> Callable[..., Path]:
     return elsewhere
 
 
-def starting_at(start: Path | str, config: TrainConfig) -> TrainConfig:
-    return configs.parse({**config.as_json(), "start": str(start)})
+def starting_at(start: Path | str, config: TrainConfig, **others: Any) -> TrainConfig:
+    return configs.parse({**config.as_json(), "start": str(start), **others})
 
 
 def assert_close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float) -> None:
@@ -96,6 +96,36 @@ def test_two_runs_of_plain_gradient_descent_are_one_of_both_lengths(
     assert_close(weights(run(starting_at(first, rest), deep_base)), whole, max(1e-6, moved * 1e-3))
 
 
+@pytest.mark.parametrize("method", OPTIONS)
+def test_a_start_decides_the_shape_where_the_adapter_is_left_out(
+    deep_base: AddedBase, make_config: MakeConfig, run: Run, elsewhere: Callable[..., Path], method: str
+) -> None:
+    first = elsewhere(make_config(deep_base, method, OPTIONS[method]), deep_base)
+    config = make_config(deep_base, method, OPTIONS[method], steps=3, seed=5)
+    said = weights(run(starting_at(first, config), deep_base))
+    left_out = starting_at(first, config, adapter=None)
+    assert left_out.as_json()["adapter"] is None
+    directory = run(left_out, deep_base)
+    found = weights(directory)
+    assert found.keys() == said.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in said.items())
+    assert artifact.read(directory).adapter == artifact.read(first).adapter
+    assert any(not torch.equal(found[name], tensor) for name, tensor in weights(first).items())
+
+
+def test_what_was_extracted_at_ranks_of_its_own_trains_on(
+    deep_base: AddedBase, make_config: MakeConfig, run: Run, elsewhere: Callable[..., Path]
+) -> None:
+    whole = make_config(deep_base, "full", {"extract": {"energy": 0.8}}, learning_rate=1e-3)
+    first = elsewhere(whole, deep_base)
+    config = make_config(deep_base, "lora", {}, **BARELY)
+    with pytest.raises(InvalidInputError, match=r"start: .*rank_pattern differs at .*, or leave adapter out"):
+        run(starting_at(first, config), deep_base)
+    directory = run(starting_at(first, config, adapter=None), deep_base)
+    assert len(set(artifact.read(directory).adapter["rank_pattern"].values())) > 1
+    assert_close(weights(directory), weights(first), 1e-7)
+
+
 def test_a_fusion_goes_on_where_it_was(
     deep_base: AddedBase, make_config: MakeConfig, run: Run, elsewhere: Callable[..., Path]
 ) -> None:
@@ -111,6 +141,8 @@ def test_a_fusion_goes_on_where_it_was(
         other = make_config(deep_base, "fusion", {"parts": parts[:1]}, **BARELY)
         with pytest.raises(InvalidInputError, match=r"start: .* parts: it has acme/two@sha256:\w+, which are not here"):
             run(starting_at(first, other), deep_base)
+        with pytest.raises(InvalidInputError, match=r"adapter\.parts: missing"):
+            starting_at(first, config, adapter=None)
 
 
 def test_a_published_version_is_a_start_and_a_yanked_one_by_its_digest_alone(

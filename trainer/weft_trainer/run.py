@@ -57,9 +57,12 @@ def _attach(setup: Setup, sources: Sequence[Source], scratch: Path, report: Repo
     base = setup.base()
     setup.course.before(base, sources, scratch, report)
     set_seed(config.training.seed)
-    model = setup.method.attach(base, setup.params, config.adapter, setup.tokenizer)
-    if setup.first_values is not None:
-        model.restore(setup.first_values)
+    if config.adapter is None:
+        model = setup.method.bare(base, setup.params)
+    else:
+        model = setup.method.attach(base, setup.params, config.adapter, setup.tokenizer)
+    if setup.first is not None:
+        model.restore(setup.first.tensors)
     model.objective = setup.course.begin(model, sources, report)
     if config.training.gradient_checkpointing:
         recompute_layers(model.base)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from weft_adapters.base.load import StoredBase
+from weft_adapters.kinds.kind import Adapter
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
 from weft_registry.home import Home
@@ -57,8 +57,8 @@ class Setup:
     device: torch.device
     start: Start | None = None
     """The adapter that it begins at."""
-    first_values: Mapping[str, Tensor] | None = None
-    """That adapter's, as `AdaptedModel.restore` takes them."""
+    first: Adapter[Any] | None = None
+    """That adapter's values and parameters."""
 
     @property
     def pinned(self) -> TrainConfig:
@@ -134,16 +134,20 @@ def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: tor
     method = METHODS[config.method]
     if isinstance(config.adapter, FusionOptions):
         method = over(method, find_parts(config.adapter.parts, stored.spec, home))
-    params = method.params(config.adapter, stored.spec, tokenizer)
+    first = None if start is None else start.read(method, stored)
+    if config.adapter is None:
+        assert first is not None, "only a start stands for the shape"
+        params = first.params
+    else:
+        params = method.params(config.adapter, stored.spec, tokenizer)
     if not isinstance(config.adapter, FullOptions):
         # Which has no parameters of a kind before it has trained.
         check_storable(method.kind, params, stored.spec)
     check_room(data, params, stored.spec)
-    first_values = None
-    if start is not None:
-        first_values = start.read(method, params, stored)
+    if start is not None and first is not None:
+        start.check_alike(first.params, params)
         report.message(start.describe())
-    return Setup(config, stored, tokenizer, data, course, method, params, model_directory, device, start, first_values)
+    return Setup(config, stored, tokenizer, data, course, method, params, model_directory, device, start, first)
 
 
 def _decided(config: TrainConfig, device: torch.device) -> TrainConfig:

@@ -211,15 +211,16 @@ class TrainConfig:
     """The artifact directory to make. Replaced, whole, when the run succeeds."""
     data: DataConfig
     """Where the examples come from."""
-    adapter: Options
-    """The method's own parameters: `weft_trainer.config.adapter`."""
+    adapter: Options | None
+    """The method's own parameters: `weft_trainer.config.adapter`. None, where there is a start: that adapter's shape,
+    and nothing that acts in training alone, such as dropout."""
     objective: ObjectiveOptions = field(default_factory=CompletionOptions)
     """What is optimized: {kind: completion}, {kind: distill, teacher: ...} or {kind: dpo}, with the kind's own
     settings: `weft_trainer.config.objective`."""
     start: str | None = None
     """The adapter whose values are the first ones: an artifact directory, or a reference ("acme/topics:v1") in the
-    registry at WEFT_REGISTRY, else in the embedded one. `adapter` describes the same shape. None: first values as the
-    method has them."""
+    registry at WEFT_REGISTRY, else in the embedded one. `adapter` describes the same shape, or is left out. None: first
+    values as the method has them."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How long, how fast."""
     name: str | None = None
@@ -285,17 +286,19 @@ def parse(document: Mapping[str, Any]) -> TrainConfig:
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise strict.ConfigError("method", f"{method!r} is not one of {', '.join(METHOD_OPTIONS)}{hint}")
     # Read before the rest, because the method decides what it may contain.
-    adapter = strict.read(options, {} if (block := document.get("adapter")) is None else block, "adapter")
+    block, start = document.get("adapter"), document.get("start")
+    adapter = strict.read(options, {} if block is None else block, "adapter")
     if isinstance(adapter, PrefixOptions) and adapter.prefix_projection and adapter.init_text is not None:
         raise InvalidInputError(
             "adapter.init_text: an MLP (adapter.prefix_projection) decides the prefix, so it cannot start at the keys "
             "and values of a text; give one of the two"
         )
-    objective = read_objective(document.get("objective"), document.get("start"))
-    config = strict.read(TrainConfig, {**document, "adapter": adapter, "objective": objective})
+    objective = read_objective(document.get("objective"), start)
+    shape = None if block is None and start is not None else adapter
+    config = strict.read(TrainConfig, {**document, "adapter": shape, "objective": objective})
     check_objective(config.objective, config.data)
     if config.start is not None:
-        check_start(config.method, config.adapter)
+        check_start(config.method, adapter)
     if config.data.packing and config.method not in PACKABLE:
         raise strict.ConfigError(
             "data.packing",

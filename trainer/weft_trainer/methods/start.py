@@ -10,9 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from weft_adapters.base.load import StoredBase
+from weft_adapters.kinds.kind import Adapter
 from weft_registry import artifact, validation
 from weft_registry.api import Version
 from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
@@ -42,12 +41,9 @@ class Start:
     """What it is in a registry, unless it is in a directory."""
     home: Home
 
-    def read(self, method: Method, params: Any, stored: StoredBase) -> Mapping[str, Tensor]:
-        """Its values in float32 by the names that an artifact gives them, for a model of `method` and `params`.
-
-        Raises `ConfigError` for a kind or a shape that is not this run's, and what validating, pulling and binding it
-        raise.
-        """
+    def read(self, method: Method, stored: StoredBase) -> Adapter[Any]:
+        """It, in float32, for a model of `method`. Raises `ConfigError` for another kind, and what validating, pulling
+        and binding it raise."""
         if self.manifest.kind != method.kind:
             makers = [name for name, other in METHODS.items() if other.kind == self.manifest.kind]
             raise ConfigError(
@@ -58,17 +54,22 @@ class Start:
         try:
             with self._here() as directory:
                 adapter, _ = bound(directory, stored, self.home)
+                return adapter
         except WeftError as error:
             # Which of the run's adapters it is, those know nothing of.
             error.message = f"start: {self.text}: {error.message}"
             error.args = (error.message,)
             raise
-        differing = _differences(params, adapter.params)
+
+    def check_alike(self, params: Any, wanted: Any) -> None:
+        """Raises `ConfigError` where its parameters, `params`, are not those that the configuration asks for."""
+        differing = _differences(wanted, params)
         if differing:
             raise ConfigError(
-                "start", f"{self.text} has another shape than this run: {'; '.join(differing)}; say the same here"
+                "start",
+                f"{self.text} has another shape than this run: {'; '.join(differing)}; say the same here, or leave "
+                "adapter out",
             )
-        return adapter.tensors
 
     def describe(self) -> str:
         """One line for people."""
