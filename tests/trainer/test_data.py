@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from weft_registry.errors import InvalidInputError, NotFoundError, UnsupportedEr
 from weft_server.tokenizer import Tokenizer
 from weft_trainer.config.data import FORMATS
 from weft_trainer.data.formats import READERS
-from weft_trainer.data.rows import Message, Row, choose, hold_out, read_rows
+from weft_trainer.data.rows import Message, Row, Rows, choose, hold_out, read_rows
 from weft_trainer.data.tokenization import BaseTokenizer, Example, tokenize
 
 
@@ -51,6 +52,8 @@ def test_both_forms_are_read_and_the_file_is_hashed(tmp_path: Path) -> None:
         ({"messages": [{"role": "bot", "content": "x"}, {"role": "assistant", "content": "y"}]}, "role: 'bot'"),
         ({"messages": [{"role": "assistant", "content": "y"}, {"role": "user", "content": "x"}]}, "message is user's"),
         ([1], "of no object"),
+        ({"text": "a", "label": 1}, "text stands beside label: data.format: text learns the text alone"),
+        ({"text": ""}, "text: expected text that is not empty"),
     ],
 )
 def test_a_malformed_row_is_refused_with_its_line(tmp_path: Path, row: object, says: str) -> None:
@@ -254,6 +257,56 @@ def test_long_examples_lose_the_start_of_their_prompt_and_are_counted(tmp_path: 
     assert list(dataset.examples[0].ids[:kept]) == whole[-kept:]
     with pytest.raises(InvalidInputError, match="max_length"):
         tokenize(choose(read_rows(path, "train"), 1, seed=5), tokenizer, 2)
+
+
+@pytest.mark.parametrize("max_length", [2, 5, 11, 512])
+def test_of_a_plain_text_every_token_but_the_first_is_learnt_once(
+    tmp_path: Path, tokenizer: BaseTokenizer, max_length: int
+) -> None:
+    texts = ["The old cat sleeps on the warm stone. " * 3, "a"]
+    path = write(tmp_path / "d.jsonl", *({"text": text} for text in texts))
+    dataset = tokenize(read_rows(path, "train"), tokenizer, max_length)
+    whole = [[*tokenizer.prompt(Row(None, text)), *tokenizer.completion(text), tokenizer.eos] for text in texts]
+    learnt = [example.ids[start:end] for example in dataset.examples for start, end in example.spans]
+    assert [token for part in learnt for token in part] == [token for ids in whole for token in ids[1:]]
+    assert all(2 <= len(example.ids) <= max_length for example in dataset.examples)
+    for before, after in pairwise(dataset.examples):
+        assert after.ids[0] == before.ids[-1] or before.ids[-1] == tokenizer.eos
+    assert dataset.cut_texts == sum(len(ids) > max_length for ids in whole)
+    assert ("several examples: over data.max_length" in dataset.describe()) == (dataset.cut_texts > 0)
+    assert dataset.rows.forms == {"text": 2}
+
+
+def test_what_a_tokenizer_puts_before_a_text_is_read_and_not_learnt() -> None:
+    rows = Rows("d.jsonl", "", "train", (Row(None, "bcdef"),))
+    examples = tokenize(rows, Lettered(), 4).examples
+    assert [(example.ids, example.prompt_length) for example in examples] == [
+        ((*b"<",) + (*b"bcd",), 1),
+        ((*b"def", 0), 1),
+    ]
+
+
+class Lettered:
+    """Bytes for tokens, and "<" before every prompt."""
+
+    eos = 0
+
+    def prompt(self, row: Row) -> list[int]:
+        return [*b"<", *(row.prompt.encode() if isinstance(row.prompt, str) else b"")]
+
+    def completion(self, text: str) -> list[int]:
+        return [*text.encode()]
+
+
+def test_plain_text_beside_other_keys_is_read_where_it_is_meant(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"text": "a b", "url": "x"})
+    rows = read_rows(path, "train", "text")
+    assert rows.rows == (Row(None, "a b"),)
+    assert rows.reading.unused == (("url", 1),)
+    # A file of another format that has the whole example as text besides.
+    path = write(tmp_path / "e.jsonl", {"instruction": "a", "output": "b", "text": "a b"})
+    rows = read_rows(path, "train")
+    assert (rows.forms, rows.reading.unused) == ({"alpaca": 1}, (("text", 1),))
 
 
 def test_alpaca_without_a_chat_template_is_stanfords_prompt(

@@ -8,7 +8,7 @@ from pathlib import Path
 from weft_trainer.config.strict import ConfigError
 
 # The keys of `weft_trainer.data.formats.READERS`, as a test sees to.
-FORMATS = ("prompt-completion", "messages", "alpaca", "sharegpt")
+FORMATS = ("prompt-completion", "messages", "alpaca", "sharegpt", "text")
 LOSS_ON = ("all", "last")
 INVALID = ("error", "drop")
 
@@ -39,14 +39,14 @@ class DataConfig:
 
     train: Path | tuple[DatasetConfig, ...]
     """One file, or a list of {path, weight, format, templates, phrasings, eval_fraction}. A file is JSONL, a JSON array
-    or Parquet; a record is {"prompt", "completion"}, {"messages"}, {"instruction", "input", "output"} (Alpaca) or
-    {"conversations": [{"from", "value"}]} (ShareGPT)."""
+    or Parquet; a record is {"prompt", "completion"}, {"messages"}, {"instruction", "input", "output"} (Alpaca),
+    {"conversations": [{"from", "value"}]} (ShareGPT) or {"text"}, all of which is learnt."""
     eval: Path | tuple[DatasetConfig, ...] | None = None
     """Held-out examples, likewise one file or a list. None: `eval_fraction` of every training file is held out."""
     eval_fraction: float = field(default=0.1, metadata={"least": 0, "most": 0.9})
     """Share of each training file held out, chosen by `training.seed`; used only without `eval`. 0: no evaluation."""
     format: str | None = field(default=None, metadata={"choices": FORMATS})
-    """What every record must be: prompt-completion, messages, alpaca or sharegpt. None: seen from its keys."""
+    """What every record must be: prompt-completion, messages, alpaca, sharegpt or text. None: seen from its keys."""
     invalid: str = field(default="error", metadata={"choices": INVALID})
     """What a record that cannot be read does. "error": it ends the run, with its line. "drop": it is left out, counted
     and reported with its reason and line."""
@@ -55,7 +55,8 @@ class DataConfig:
     "last": the last one; the others are only read. Evaluation always scores the last one."""
     max_length: int = field(default=512, metadata={"least": 2})
     """Longest example in tokens, prompt and completion. Longer ones lose the START of their prompt; one whose
-    completion alone is longer is left out. Both are counted and reported."""
+    completion alone is longer is left out. Both are counted and reported. Plain text is cut into several examples
+    instead, each of which begins with the last token of the one before."""
     packing: bool = False
     """Put several examples into one row of up to `max_length` tokens, none of which sees another. `batch_size` then
     counts rows. The loss is that of the same examples apart; there is just less padding to compute."""

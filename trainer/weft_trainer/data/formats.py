@@ -1,11 +1,12 @@
-"""What one record says: the four ways in which people write examples. Knows nothing of files or tokens.
+"""What one record says: the ways in which people write examples. Knows nothing of files or tokens.
 
     prompt-completion   {"prompt": "...", "completion": "..."}, or both as lists of messages
     messages            {"messages": [{"role": "user", "content": "..."}, ...]}
     alpaca              {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["", ""]]}
     sharegpt            {"conversations": [{"from": "human", "value": "..."}, ...], "system": "..."}
+    text                {"text": "..."}: plain text without a question, all of which is learnt
 
-A key whose value is null counts as absent.
+Records of the other formats often have the whole example as `text` besides, which is then not read. A key whose value is null counts as absent.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _SPEAKERS = {
     "observation": "tool",
     "function_response": "tool",
 }
+_PLAIN = "text"
 # The prompt of Stanford Alpaca, word for word (train.py of tatsu-lab/stanford_alpaca), which models of that kind were
 # trained with. Only for a base without a chat template.
 _ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -51,8 +53,9 @@ class Message:
 class Row:
     """One example: what the model reads, and what it is to answer."""
 
-    prompt: str | tuple[Message, ...]
-    """Plain text, or the conversation before the answer."""
+    prompt: str | tuple[Message, ...] | None
+    """Plain text, or the conversation before the answer. None: nothing was asked, and all of the completion is learnt
+    as a text of its own."""
     completion: str
     plain: str | None = None
     """The prompt for a base without a chat template, where `prompt` is a conversation. None: there is no way."""
@@ -75,11 +78,19 @@ def detect(value: Any) -> str:
     """The format of a record, from its keys. Raises `RowError` where none fits, or several do."""
     keys = _present(value) if isinstance(value, dict) else {}
     fitting = [name for name, required in _REQUIRED.items() if required <= keys.keys()]
+    if len(fitting) > 1 and _PLAIN in fitting:
+        fitting.remove(_PLAIN)
+    if fitting == [_PLAIN] and len(keys) > 1:
+        others = ", ".join(sorted(keys.keys() - {_PLAIN}))
+        raise RowError(
+            f"text stands beside {others}: data.format: text learns the text alone, and templates make examples of "
+            "several fields"
+        )
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise RowError(f"its keys fit {' and '.join(fitting)}; data.format says which is meant")
-    wanted = '{"prompt", "completion"}, {"messages"}, {"instruction", "output"} or {"conversations"}'
+    wanted = '{"prompt", "completion"}, {"messages"}, {"instruction", "output"}, {"conversations"} or {"text"}'
     raise RowError(f"expected {wanted}", f"the keys {sorted(keys) if keys else 'of no object'}")
 
 
@@ -168,6 +179,10 @@ def _conversation(messages: Any, key: str) -> Row:
     return Row(tuple(turns[:-1]), turns[-1].content)
 
 
+def _plain_text(record: Mapping[str, Any]) -> Row:
+    return Row(None, _text(record, _PLAIN))
+
+
 def _text(value: Mapping[str, Any], key: str, where: str = "") -> str:
     text = value.get(key)
     if not isinstance(text, str) or not text:
@@ -180,12 +195,14 @@ READERS: Mapping[str, Callable[[Mapping[str, Any]], Row]] = {
     "messages": _messages,
     "alpaca": _alpaca,
     "sharegpt": _sharegpt,
+    _PLAIN: _plain_text,
 }
 _REQUIRED: Mapping[str, frozenset[str]] = {
     "prompt-completion": frozenset({"prompt", "completion"}),
     "messages": frozenset({"messages"}),
     "alpaca": frozenset({"instruction", "output"}),
     "sharegpt": frozenset({"conversations"}),
+    _PLAIN: frozenset({"text"}),
 }
 _OPTIONAL: Mapping[str, frozenset[str]] = {
     "alpaca": frozenset({"input", "system", "history"}),

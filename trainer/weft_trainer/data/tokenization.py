@@ -12,6 +12,8 @@ the assistant's header, and the answer follows in the same way.
 Several answers of one conversation share one example where that is exact: where what the template writes before the
 next answer begins with the tokens so far. Where it does not (a template that drops earlier thoughts, a token merged
 over the border), the next answer begins an example of its own.
+
+Plain text has no prompt: all of it is learnt but its first token, and what is longer than an example becomes several.
 """
 
 from __future__ import annotations
@@ -66,6 +68,8 @@ class Dataset:
     """The first lines that `dropped` counts."""
     broken_conversations: int = 0
     """Conversations that became several examples, because their answers do not continue each other token by token."""
+    cut_texts: int = 0
+    """Plain texts that became several examples, because they are longer than `max_length`."""
     weight: str = ""
     """The share of draws that the file was given, as a decimal; empty where its size decides."""
 
@@ -101,6 +105,8 @@ class Dataset:
                 f"{self.broken_conversations:,} conversations are several examples: the chat template does not repeat "
                 "earlier answers as they were generated"
             )
+        if self.cut_texts:
+            lines.append(f"{self.cut_texts:,} texts are several examples: over data.max_length ({self.max_length})")
         if reading.unused:
             lines.append(f"keys not used: {', '.join(f'{key} ({count:,} times)' for key, count in reading.unused)}")
         return "\n  ".join(lines)
@@ -128,7 +134,7 @@ class TextEncoder(Protocol):
     eos: int
 
     def prompt(self, row: Row) -> list[int]:
-        """The prompt's tokens, as a server would make them."""
+        """The prompt's tokens, as a server would make them; of plain text what the tokenizer puts before any."""
         ...
 
     def completion(self, text: str) -> list[int]:
@@ -153,6 +159,8 @@ class BaseTokenizer:
 
     def prompt(self, row: Row) -> list[int]:
         """See `TextEncoder.prompt`."""
+        if row.prompt is None:
+            return list(self._tokenizer("")["input_ids"])
         if isinstance(row.prompt, str):
             return list(self._tokenizer(row.prompt)["input_ids"])
         if self._tokenizer.chat_template is None:
@@ -178,8 +186,13 @@ def tokenize(rows: Rows, encoder: TextEncoder, max_length: int, loss_on: str = "
     examples: list[Example] = []
     truncated: list[int] = []
     dropped: list[int] = []
-    broken = 0
+    broken = cut = 0
     for row in rows.rows:
+        if row.prompt is None:
+            windows = _windows(row, encoder, max_length)
+            cut += len(windows) > 1
+            examples += windows
+            continue
         whole = _conversation(row, encoder) if loss_on == "all" else [_example(row, encoder)]
         broken += len(whole) > 1
         for example in whole:
@@ -195,7 +208,7 @@ def tokenize(rows: Rows, encoder: TextEncoder, max_length: int, loss_on: str = "
             examples.append(example)
     if not examples:
         raise InvalidInputError(f"{rows.uri}: every completion is over data.max_length ({max_length} tokens); raise it")
-    return dataset_of(rows, examples, max_length, truncated, dropped, broken)
+    return dataset_of(rows, examples, max_length, truncated, dropped, broken, cut)
 
 
 def dataset_of(
@@ -205,6 +218,7 @@ def dataset_of(
     truncated: Sequence[int],
     dropped: Sequence[int],
     broken_conversations: int = 0,
+    cut_texts: int = 0,
 ) -> Dataset:
     """The data set of these examples; `truncated` and `dropped` are the lines that `max_length` did that to."""
     return Dataset(
@@ -216,6 +230,7 @@ def dataset_of(
         tuple(truncated[:MOST_NUMBERS]),
         tuple(dropped[:MOST_NUMBERS]),
         broken_conversations,
+        cut_texts,
     )
 
 
@@ -224,9 +239,20 @@ def _example(row: Row, encoder: TextEncoder) -> Example:
     return Example((*prompt, *encoder.completion(row.completion), encoder.eos), len(prompt))
 
 
+def _windows(row: Row, encoder: TextEncoder, max_length: int) -> list[Example]:
+    """A plain text, from its first token to EOS, in examples of at most `max_length` tokens. Each but the first begins
+    with the last token of the one before, so that every token but the first is learnt once."""
+    special = encoder.prompt(row)
+    ids = (*special, *encoder.completion(row.completion), encoder.eos)
+    # What the tokenizer puts before a text is read and not learnt; without it, the first token is.
+    read = min(max(len(special), 1), max_length - 1)
+    starts = range(0, len(ids) - 1, max_length - 1)
+    return [Example(ids[start : start + max_length], 1 if start else read) for start in starts]
+
+
 def _conversation(row: Row, encoder: TextEncoder) -> list[Example]:
     """One example for all answers of a row; where the tokens of one do not continue those before, another begins."""
-    if isinstance(row.prompt, str):
+    if not isinstance(row.prompt, tuple):
         return [_example(row, encoder)]
     found: list[Example] = []
     # What opens a conversation answers nothing.
