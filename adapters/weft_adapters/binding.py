@@ -83,8 +83,11 @@ def bind(
     for entries, values in _converted(pages, header, wide, dtype, device):
         pieces = torch.split(values, [math.prod(entry.shape) for entry in entries])
         if not _is_finite(values):
-            name = next(entry.name for entry, part in zip(entries, pieces, strict=True) if not _is_finite(part))
-            raise InvalidInputError(f"adapter {manifest.name!r}: {name} is not finite in {values.dtype}")
+            bad = next(entry for entry, part in zip(entries, pieces, strict=True) if not _is_finite(part))
+            way_out = "train it again with a lower learning rate, or from an earlier checkpoint"
+            if _is_finite(_stored(pages, bad, bad.end)):
+                way_out = "its values are beyond that dtype, so compute in a wider one, such as float32"
+            raise InvalidInputError(f"adapter {manifest.name!r}: {bad.name} is not finite in {values.dtype}: {way_out}")
         tensors |= {entry.name: part.view(entry.shape) for entry, part in zip(entries, pieces, strict=True)}
     adapter = Adapter(digest or manifest.digest(), kind, params, tensors, tuple(parts))
     kind.check(adapter)
@@ -99,14 +102,19 @@ def _converted(
     A few large calls instead of several for each of hundreds of tensors: they leave Python's lock to the thread that
     computes. Copies, whatever the dtype: a view of the mapped file would keep the file, and change when it does.
     """
-    bytes_ = torch.frombuffer(pages, dtype=torch.uint8)
-    for (stored, is_wide), group in groupby(header.entries, key=lambda entry: (entry.dtype, entry.name in wide)):
+    for (_, is_wide), group in groupby(header.entries, key=lambda entry: (entry.dtype, entry.name in wide)):
         entries = list(group)
-        part = bytes_[entries[0].start : entries[-1].end]
-        if entries[0].start % _DTYPES[stored].itemsize:
-            part = part.clone()  # A header that its writer did not pad.
         kept = torch.float32 if is_wide else dtype
-        yield entries, part.view(_DTYPES[stored]).to(device=device, dtype=kept, copy=True)
+        yield entries, _stored(pages, entries[0], entries[-1].end).to(device=device, dtype=kept, copy=True)
+
+
+def _stored(pages: mmap.mmap, first: HeaderEntry, end: int) -> Tensor:
+    """The file's own values from the beginning of `first` to `end`, all in its dtype."""
+    stored = _DTYPES[first.dtype]
+    part = torch.frombuffer(pages, dtype=torch.uint8)[first.start : end]
+    if first.start % stored.itemsize:
+        part = part.clone()  # A header that its writer did not pad.
+    return part.view(stored)
 
 
 def _is_finite(values: Tensor) -> bool:

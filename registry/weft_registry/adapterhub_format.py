@@ -22,6 +22,7 @@ from weft_registry.kinds.bottleneck import NON_LINEARITIES, PLACES, BottleneckPa
 
 WEIGHTS = "adapter.safetensors"
 PICKLED = "pytorch_adapter.bin"
+FUSION_CONFIG = "adapter_fusion_config.json"
 # Whose layers the library gives the places and residuals that `weft_registry.kinds.bottleneck` states.
 _MODEL_TYPES = ("llama", "mistral")
 _TENSOR = re.compile(
@@ -58,6 +59,8 @@ _READ = {"non_linearity", "is_parallel", "original_ln_before", "residual_before_
 
 def is_saved_by_adapterhub(directory: Path) -> bool:
     """Whether `directory` is one of the library's, and not PEFT's, which has a file of the same name."""
+    if _is_fusion(directory):
+        return True
     try:
         with (directory / artifact.CONFIG).open("rb") as file:
             config = peft_format.parse_config(file.read(artifact.MAX_CONFIG_BYTES + 1))
@@ -79,9 +82,15 @@ def import_adapterhub(
     """Writes the adapter that the library saved in `directory` to `destination` as an artifact; the source is left as
     it is.
 
-    Raises `UnsupportedError` for another kind of adapter or model, `InvalidInputError` naming the key or tensor that is
-    refused, `NotFoundError` without weights in safetensors.
+    Raises `UnsupportedError` for another kind of adapter or model and for a fusion, `InvalidInputError` naming the key
+    or tensor that is refused, `NotFoundError` without weights in safetensors.
     """
+    if _is_fusion(directory):
+        raise UnsupportedError(
+            f"{directory} holds a fusion as AdapterHub saves it ({FUSION_CONFIG}), which is not imported: push each "
+            "of the adapters that it fuses, then train a fusion over them with method: fusion and adapter.parts",
+            reason="UNKNOWN_KIND",
+        )
     weights = directory / WEIGHTS
     if not weights.is_file():
         pickled = f" ({PICKLED} is a pickle, which can run code)" if (directory / PICKLED).exists() else ""
@@ -108,6 +117,10 @@ def import_adapterhub(
     )
     artifact.write_manifest(destination, manifest)
     return destination
+
+
+def _is_fusion(directory: Path) -> bool:
+    return (directory / FUSION_CONFIG).is_file() and not (directory / artifact.CONFIG).exists()
 
 
 def _params(document: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], base: BaseSpec) -> BottleneckParams:

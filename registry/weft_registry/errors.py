@@ -39,6 +39,12 @@ class WeftError(Exception):
         self.violations = tuple(violations)
         self.retry_after_s = retry_after_s
 
+    def begin(self, text: str) -> None:
+        """Puts `text` before the message: what whoever raised it knew nothing of, such as which of several things it is
+        about."""
+        self.message = text + self.message
+        self.args = (self.message,)
+
 
 class InvalidInputError(WeftError):
     """The caller's input is wrong whatever the state of the system (INVALID_ARGUMENT)."""

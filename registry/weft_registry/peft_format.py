@@ -26,6 +26,9 @@ POOLINGS = ("peft", "mean", "sum")
 """How the inputs of a QA-LoRA file are pooled: as PEFT does (the mean times the number of groups), by the mean (as the
 paper's repository does), or by the sum (as Weft stores it)."""
 
+PEFT_TYPES = ("IA3", "LORA", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
+"""The values of `peft_type` that are read; what else the configuration says decides the kind."""
+
 # PEFT evaluates them as regular expressions where they are strings, and `layers_pattern` in a list, too.
 _SELECTORS = ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules")
 _TRANSFORMERS_MODEL = re.compile(r"transformers\.models(\.[a-z0-9_]+)+")
@@ -76,7 +79,8 @@ def kind_of(config: Mapping[str, Any], pooling: str = "peft") -> str:
             return schema.name
     raise UnsupportedError(
         f"{artifact.CONFIG}: peft_type {str(config.get('peft_type'))[:60]!r} is not supported; supported are "
-        f"{', '.join(sorted(schema.name for schema in schemas))}",
+        f"{', '.join(PEFT_TYPES)}, as the kinds {', '.join(sorted(schema.name for schema in schemas))}: train with one "
+        "of those",
         reason="UNKNOWN_KIND",
         metadata={"peft_type": str(config.get("peft_type"))[:60]},
     )

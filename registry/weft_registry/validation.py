@@ -218,27 +218,33 @@ def _sound(knows_sound: KnowsSound, manifest: Manifest, header: Header, file: Bi
     table = {tensor.name: tensor.sha256 for tensor in manifest.tensors}
     if knows_sound(_entry(manifest, artifact.WEIGHTS).sha256, [table[entry.name] for entry in header.entries]):
         return []
-    violations = []
+    violations, counts = [], []
     for entry, scan in zip(header.entries, headers.scan_tensors(file, header), strict=True):
         if scan.sha256 != table[entry.name]:
             violations.append(
                 Violation(f"tensors[{entry.name}].sha256", f"{table[entry.name]}, but its bytes have {scan.sha256}")
             )
-        violations += _not_numbers(entry, scan.non_finite)
-    return violations
+        counts.append((entry, scan.non_finite))
+    return violations + _not_numbers(counts)
 
 
 def _finite(_manifest: Manifest, header: Header, file: BinaryIO) -> list[Violation]:
     """The bytes of the weights: that all of them are numbers."""
+    return _not_numbers((entry, headers.count_non_finite(file, entry)) for entry in header.entries)
+
+
+def _not_numbers(counts: Iterable[tuple[HeaderEntry, int]]) -> list[Violation]:
+    """Of each tensor how many elements are no numbers; a run that diverged ruins many, and one says the way out."""
+    ruined = [(entry, count) for entry, count in counts if count]
     return [
-        violation
-        for entry in header.entries
-        for violation in _not_numbers(entry, headers.count_non_finite(file, entry))
+        Violation(
+            f"tensors[{entry.name}]",
+            ("1 element is" if count == 1 else f"{count} elements are")
+            + " NaN or infinite"
+            + ("" if index else " (train again with a lower learning rate, or from an earlier checkpoint)"),
+        )
+        for index, (entry, count) in enumerate(ruined)
     ]
-
-
-def _not_numbers(entry: HeaderEntry, count: int) -> list[Violation]:
-    return [Violation(f"tensors[{entry.name}]", f"{count} elements are NaN or infinite")] if count else []
 
 
 def _entry(manifest: Manifest, path: str) -> FileEntry:

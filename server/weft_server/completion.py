@@ -202,8 +202,13 @@ class Completer:
             raise _invalid(
                 "input",
                 f"{len(text.encode())} bytes are at least {least} tokens (none stands for more than {known.most}), and "
-                f"so many tokens leave no room to answer: the context holds {room}",
+                f"so many tokens leave no room to answer: the context holds {self._held(room)}",
             )
+
+    def _held(self, room: int) -> str:
+        """What a request may have of the context, and why that is less than the base has."""
+        virtual = self._bridge.engine.context_room(None) - room
+        return f"{room} beside the {virtual} virtual tokens of the adapter" if virtual else str(room)
 
     def _encode(self, request: CompletionRequest, room: int) -> Sequence[int]:
         if isinstance(request.input, str):
@@ -223,7 +228,9 @@ class Completer:
         self, request: CompletionRequest, prompt: Sequence[int], lease: Lease | None, room: int
     ) -> EngineRequest:
         if len(prompt) >= room:
-            raise _invalid("input", f"{len(prompt)} tokens leave no room to answer: the context holds {room}")
+            raise _invalid(
+                "input", f"{len(prompt)} tokens leave no room to answer: the context holds {self._held(room)}"
+            )
         vocabulary = self._bridge.engine.info.vocabulary_size
         if max(prompt) >= vocabulary:
             raise _invalid("token_ids", f"{max(prompt)} is not a token of this base: the vocabulary has {vocabulary}")
@@ -231,7 +238,7 @@ class Completer:
         if len(prompt) + most > room:
             raise _invalid(
                 "stopping.max_new_tokens",
-                f"{most} after a prompt of {len(prompt)} exceed the context of {room}: ask for at most "
+                f"{most} after a prompt of {len(prompt)} exceed the context of {self._held(room)}: ask for at most "
                 f"{room - len(prompt)}",
             )
         if request.min_new_tokens > most:

@@ -151,8 +151,7 @@ class Loader:
                 return self._engine.compose(handles, digest)
             except WeftError as error:
                 # An engine knows digests, and people names.
-                error.message = f"{reference}: {error.message}"
-                error.args = (error.message,)
+                error.begin(f"{reference}: ")
                 raise
 
         loading = asyncio.create_task(self.in_thread(compose))

@@ -231,8 +231,7 @@ async def _preload(residency: Residency, reference: str) -> None:
     try:
         resident = await residency.load(reference)
     except WeftError as error:
-        error.message = f"--preload {reference}: {error.message}"
-        error.args = (error.message,)
+        error.begin(f"--preload {reference}: ")
         raise
     _say(f"loaded {reference} ({resident.kind}, {resident.size_bytes / _MIB:.1f} MiB, {resident.digest})")
 

@@ -73,7 +73,9 @@ def test_the_one_tensor_that_is_not_finite_is_named(
     name = sorted(adapter.tensors)[7]
     adapter.tensors[name].view(-1)[3] = bad
     save_file(adapter.tensors, directory / WEIGHTS_FILE)
-    with pytest.raises(InvalidInputError, match=f"{name} is not finite in torch.bfloat16"):
+    # What is finite in the file is beyond what it is computed in; for the rest no other dtype helps.
+    way_out = "compute in a wider one" if bad == 3.4e38 else "train it again with a lower learning rate"
+    with pytest.raises(InvalidInputError, match=f"{name} is not finite in torch.bfloat16: .*{way_out}"):
         bound(directory, spec)
 
 

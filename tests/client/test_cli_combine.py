@@ -81,6 +81,10 @@ def test_directories_and_references_become_one_artifact_that_names_them(
 
 def test_weights_are_counted_and_are_numbers(run: Run, parts: list[RandomAdapter], tmp_path: Path) -> None:
     common = ("combine", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "both")
+    for text in ("acme/a*0.5", "acme/a*0.5+acme/b"):
+        assert f"{text!r}: name each adapter by itself, and say with --weights" in " ".join(
+            run("combine", text, tmp_path / "b", "-o", tmp_path / "both", status=2).stderr.split()
+        )
     assert "1 for 2 adapters" in run(*common, "--weights", "1", status=2).stderr
     assert "expected numbers" in run(*common, "--weights", "1,x", status=2).stderr
     assert "finite" in run(*common, "--weights", "1,nan", status=2).stderr

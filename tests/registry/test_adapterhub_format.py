@@ -96,6 +96,19 @@ def test_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
         import_adapterhub(source, HUB_BASE, tmp_path / "made", name="x")
 
 
+def test_a_fusion_is_refused_with_what_to_do_instead(tmp_path: Path) -> None:
+    (tmp_path / "adapter_fusion_config.json").write_text('{"config": {}, "model_type": "llama"}')
+    (tmp_path / "model_adapter_fusion.safetensors").write_bytes(b"")
+    assert is_saved_by_adapterhub(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"fusion as AdapterHub saves it.*method: fusion"):
+        import_adapterhub(tmp_path, HUB_BASE, tmp_path / "made", name="x")
+    assert not (tmp_path / "made").exists()
+    # Beside an adapter it says nothing of that adapter.
+    source = saved(tmp_path / "hub", "pfeiffer")
+    (source / "adapter_fusion_config.json").write_text("{}")
+    import_adapterhub(source, HUB_BASE, tmp_path / "made", name="x")
+
+
 def test_tensors_of_another_adapter_are_refused(tmp_path: Path) -> None:
     source = saved(tmp_path / "hub", "pfeiffer")
     extra = {"model.layers.0.output_adapters.gate.x.weight": np.zeros((2, 2), np.float32)}

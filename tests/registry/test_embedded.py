@@ -236,6 +236,34 @@ def test_a_yanked_version_is_hidden_but_readable_by_digest(
         registry.resolve("team/support")
 
 
+def test_an_adapter_whose_every_version_is_yanked_says_so_and_names_the_ways_out(
+    registry: EmbeddedRegistry, new_artifact: NewArtifact
+) -> None:
+    push(registry, new_artifact(seed=1), tags=["v1"])
+    newest = push(registry, new_artifact(seed=2), tags=["v2"])
+    registry.yank("team/support:v1", "old split")
+    # One of the two is left, and is found.
+    assert registry.resolve("team/support").digest == newest
+    with pytest.raises(NotFoundError, match=r"no tag or alias 'v3'.*; `weft versions team/support` shows all$"):
+        registry.resolve("team/support:v3")
+    registry.yank("team/support", "wrong data")
+    with pytest.raises(NotFoundError, match=r"every version of team/support was yanked.*: wrong data") as caught:
+        registry.resolve("team/support")
+    assert "`weft versions team/support --all` shows them: publish another" in caught.value.message
+    assert f"team/support@{newest}" in caught.value.message
+    assert caught.value.reason == "YANKED"
+    assert caught.value.metadata == {"adapter": "team/support", "digest": newest, "yank_reason": "wrong data"}
+    with pytest.raises(NotFoundError, match="every version of it was yanked, and `weft versions team/support --all`"):
+        registry.resolve("team/support:v3")
+    with pytest.raises(NotFoundError, match=r"team/support:v1 was yanked \(old split\)") as caught:
+        registry.resolve("team/support:v1")
+    assert caught.value.metadata["yank_reason"] == "old split"
+    registry.delete_version(f"team/support@{newest}")
+    registry.delete_version(f"team/support@{caught.value.metadata['digest']}")
+    with pytest.raises(NotFoundError, match="no tag or alias 'latest'; `weft versions team/support` shows all"):
+        registry.resolve("team/support")
+
+
 def test_a_version_that_an_alias_needs_is_not_yanked(registry: EmbeddedRegistry, new_artifact: NewArtifact) -> None:
     push(registry, new_artifact(seed=1), tags=["v1"], aliases=["production", "canary"])
     with pytest.raises(PreconditionError, match="'canary', 'production'"):

@@ -423,8 +423,9 @@ def test_a_yank_upstream_is_a_yank_here(
     publish(origin, new_artifact(seed=1), tags=["good"])
     transfer.pull(mirror, "acme/topics:bad", tmp_path / "bad")
     origin.yank("acme/topics:bad", "wrong split")
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match=r"acme/topics:bad was yanked \(wrong split\)") as caught:
         mirror.resolve("acme/topics:bad")
+    assert (caught.value.reason, caught.value.metadata["digest"]) == ("YANKED", bad.digest)
     assert [version.tags for version in mirror.list_versions(NAME)] == [("good",)]
     upstream.stop()
     assert mirror.resolve(f"acme/topics@{bad.digest}").yanked

@@ -167,6 +167,8 @@ def test_what_only_trained_or_selected_is_let_through(changes: dict[str, Any]) -
         (A0.replace("lora_A.weight", "lora_B.bias"), "biases"),
         ("base_model.model.lm_head.modules_to_save.weight", "fully trained"),
         ("base_model.model.score.weight", "no LoRA tensor"),
+        ("base_model.model.lm_head.base_layer.weight", r"save_embedding_layers=False.*target_modules"),
+        ("base_model.model.model.embed_tokens.weight", r"save_embedding_layers=False.*target_modules"),
         (A0.replace("q_proj", "x_proj"), "missing"),
     ],
 )
@@ -176,9 +178,19 @@ def test_a_tensor_that_is_not_lora_is_refused_by_name(name: str, words: str) -> 
     assert name.rpartition(".lora")[0] in caught.value.message
 
 
-@pytest.mark.parametrize("peft_type", ["LOKR", "LOHA", "CPT", None, 3, "x" * 5000])
+def test_what_an_initialisation_did_to_the_base_decides_the_way_out() -> None:
+    """PEFT converts what was moved out of the base's weights, and not what was trained over weights it quantized."""
+    for initial in ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga"):
+        with pytest.raises(InvalidInputError, match=r"save_pretrained\(path_initial_model_for_weight_conversion"):
+            peft_format.from_peft(stock(init_lora_weights=initial), shapes("lora"), BASE)
+    with pytest.raises(InvalidInputError, match=r"no conversion.*init: loftq") as caught:
+        peft_format.from_peft(stock(init_lora_weights="loftq"), shapes("lora"), BASE)
+    assert "path_initial" not in caught.value.message
+
+
+@pytest.mark.parametrize("peft_type", ["ADALORA", "LOKR", "LOHA", "CPT", None, 3, "x" * 5000])
 def test_another_method_is_unsupported(peft_type: Any) -> None:
-    with pytest.raises(UnsupportedError, match=r"lora.*prefix.*prompt.*qalora"):
+    with pytest.raises(UnsupportedError, match=r"IA3, LORA, PREFIX_TUNING.*lora.*prefix.*prompt.*qalora"):
         peft_format.from_peft({"peft_type": peft_type}, {}, BASE)
 
 
@@ -295,7 +307,7 @@ def test_a_soft_prompt_has_one_tensor_of_the_bases_width_and_leaves_room_for_a_t
     schema = kind_schema("prompt")
     with pytest.raises(InvalidInputError, match="hidden_size: 64, but the base tiny/base has 32"):
         schema.tensors(PromptParams(5, 64), BASE)
-    with pytest.raises(InvalidInputError, match="128 leaves nothing of the base's context of 128"):
+    with pytest.raises(InvalidInputError, match="128 leaves nothing of the base's context of 128: take at most 127"):
         schema.tensors(PromptParams(128, 32), BASE)
     assert schema.tensors(PromptParams(127, 32), BASE)["prompt_embeddings"].shape == (127, 32)
 

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from weft_registry import artifact, peft_format, validation
 from weft_registry.base import BaseFingerprint, BaseSpec, QuantSpec
+from weft_registry.errors import UnsupportedError
 from weft_registry.kinds import kind_schema
 from weft_registry.kinds.low_rank import PEFT_PREFIX
 from weft_registry.kinds.qalora import QaLoraParams
@@ -238,6 +239,16 @@ def test_soft_prompts_mean_the_same_here_and_there(
     torch.testing.assert_close(written_back(model, base, tmp_path / "peft", tmp_path / "ours"), theirs)
     config = json.loads((tmp_path / "ours" / artifact.CONFIG).read_text())
     assert config["peft_type"] == "PROMPT_TUNING"
+
+
+def test_the_methods_of_peft_that_are_listed_are_those_that_are_read() -> None:
+    def is_read(peft_type: str) -> bool:
+        try:
+            return bool(peft_format.kind_of({"peft_type": peft_type}))
+        except UnsupportedError:
+            return False
+
+    assert [name for name in sorted(peft.PeftType.__members__) if is_read(name)] == list(peft_format.PEFT_TYPES)
 
 
 def test_qalora_scales_as_pefts_own_forward() -> None:

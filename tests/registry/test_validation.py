@@ -84,8 +84,8 @@ def rename(tensors: dict[str, Any]) -> None:
 
 
 CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "NaN": (lambda d: tensors_with(d, put_nan(float("nan"))), "1 elements are NaN or infinite"),
-    "infinity": (lambda d: tensors_with(d, put_nan(float("-inf"))), "1 elements are NaN or infinite"),
+    "NaN": (lambda d: tensors_with(d, put_nan(float("nan"))), "1 element is NaN or infinite"),
+    "infinity": (lambda d: tensors_with(d, put_nan(float("-inf"))), "1 element is NaN or infinite"),
     "missing tensor": (lambda d: tensors_with(d, lambda t: t.pop(A0)), "missing"),
     "unexpected tensor": (lambda d: tensors_with(d, lambda t: t.update({"x": np.ones(2, "f4")})), "unexpected"),
     "renamed tensor": (lambda d: tensors_with(d, rename), "unexpected"),
@@ -190,6 +190,25 @@ def test_every_violation_is_named_not_only_the_first(new_artifact: NewArtifact) 
         f"tensors[{A0.replace('q_proj', 'x_proj')}]",
         "tensors[y]",
     }
+
+
+def test_tensors_that_are_no_numbers_are_all_named_and_the_way_out_once(new_artifact: NewArtifact) -> None:
+    directory = new_artifact()
+
+    def change(tensors: dict[str, Any]) -> None:
+        for name in list(tensors)[:3]:
+            tensors[name][:, 1] = float("nan")
+
+    tensors_with(directory, change)
+    for check in (
+        lambda: validation.validate_directory(directory, BASE),
+        lambda: validation.check_directory(directory),
+    ):
+        with pytest.raises(InvalidInputError, match=r"\d elements are NaN or infinite \(train again") as caught:
+            check()
+        assert len(caught.value.violations) == 3
+        assert caught.value.message.count("NaN or infinite") == 3
+        assert caught.value.message.count("lower learning rate, or from an earlier checkpoint") == 1
 
 
 def test_a_manifest_that_is_not_canonical_is_refused(registry: EmbeddedRegistry, new_artifact: NewArtifact) -> None:

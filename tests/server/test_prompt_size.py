@@ -264,5 +264,12 @@ async def test_what_cannot_fit_is_refused_unread_and_what_may_fit_is_tokenized_i
     with pytest.raises(InvalidInputError, match=rf"tokens leave no room to answer: the context holds {room}"):
         await client.generate("x" * most, "test/lora")
     assert tokenized == [(most, False)] * 2
+    # Where an adapter takes a part of the context, it is said how much: the text alone would have had room.
+    left = room - 16
+    beside = f"{left} beside the 16 virtual tokens of the adapter"
+    with pytest.raises(InvalidInputError, match=f"{left} tokens leave no room to answer: the context holds {beside}"):
+        await client.generate(adapter="test/prefix", token_ids=[5] * left)
+    with pytest.raises(InvalidInputError, match=f"exceed the context of {beside}: ask for at most 1$"):
+        await client.generate(adapter="test/prefix", token_ids=[5] * (left - 1), max_new_tokens=2)
     await server.bridge.drained()
     assert all(resident.leases == 0 for resident in server.residency.resident())

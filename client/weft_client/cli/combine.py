@@ -73,6 +73,7 @@ def combine(
       weft combine acme/topics:v2 acme/tone:v1 -o ./both --weights 0.7,0.3
       weft combine ./a ./b ./c -o ./all --method ties_svd --density 0.2 --rank 16
     """
+    _check_apart(references)
     numbers = _weights(weights, len(references))
     from weft_adapters.combination import Recipe
     from weft_adapters.combine_artifacts import Part, combine_artifacts
@@ -101,6 +102,16 @@ def combine(
         )
         return
     click.echo(f"wrote {output}: {manifest.kind}, {size(manifest.size_bytes)}, of {len(parts)} by {method}")
+
+
+def _check_apart(references: tuple[str, ...]) -> None:
+    """Requests take several adapters as one string; here each is an argument, which its weight is no part of."""
+    for text in references:
+        if ("*" in text or "+" in text) and not text.startswith((".", "/", "~")) and not Path(text).is_dir():
+            raise click.UsageError(
+                f"{text!r}: name each adapter by itself, and say with --weights how much each counts, in their order, "
+                "such as --weights 0.7,0.3"
+            )
 
 
 def _weights(text: str | None, count: int) -> list[float]:

@@ -124,7 +124,11 @@ def resolve(connection: Connection, reference: Reference, readable: Collection[s
         raise NotFoundError(
             f"{reference} was yanked{reason}; it stays readable as {reference.adapter}@{version.digest}",
             reason="YANKED",
-            metadata={"adapter": str(reference.adapter), "digest": version.digest},
+            metadata={
+                "adapter": str(reference.adapter),
+                "digest": version.digest,
+                "yank_reason": version.yank_reason,
+            },
         )
     return version
 
@@ -266,16 +270,38 @@ def _version(row: Any, tags: Iterable[str], aliases: Iterable[str]) -> Version:
 
 
 def _no_label(connection: Connection, name: AdapterName, adapter: int, label: str) -> NotFoundError:
+    newest = _newest_of_all_yanked(connection, adapter)
+    if newest is not None and label == LATEST:
+        reason = f", the newest of them for this reason: {newest.yank_reason}" if newest.yank_reason else ""
+        return NotFoundError(
+            f"every version of {name} was yanked{reason}; `weft versions {name} --all` shows them: publish another, or "
+            f"name the newest by its digest, {name}@{newest.digest}",
+            reason="YANKED",
+            metadata={"adapter": str(name), "digest": newest.digest, "yank_reason": newest.yank_reason},
+        )
     known = [
         *connection.execute(sa.select(t.tags.c.tag).where(t.tags.c.adapter_id == adapter)).scalars(),
         *connection.execute(sa.select(t.aliases.c.alias).where(t.aliases.c.adapter_id == adapter)).scalars(),
     ]
     near = [f"{name}:{word}" for word in nearest(label, known)]
+    shows = f"`weft versions {name}` shows all"
+    if newest is not None:
+        shows = f"every version of it was yanked, and `weft versions {name} --all` shows them"
     return NotFoundError(
-        f"{name} has no tag or alias {label!r}{_hint(near)}; `weft versions {name}` shows all",
+        f"{name} has no tag or alias {label!r}{_hint(near)}; {shows}",
         reason="VERSION_NOT_FOUND",
         metadata={"adapter": str(name), "label": label, "nearest": ",".join(near)},
     )
+
+
+def _newest_of_all_yanked(connection: Connection, adapter: int) -> Version | None:
+    """The newest version of an adapter of which every version was yanked; None for any other adapter."""
+    v = t.versions.c
+    statement = sa.select(v.id).where(v.adapter_id == adapter).order_by(v.id.desc()).limit(1)
+    if connection.execute(statement.where(v.yanked.is_(False))).first() is not None:
+        return None
+    ids = list(connection.execute(statement).scalars())
+    return versions(connection, ids)[0] if ids else None
 
 
 def _hint(near: Sequence[str]) -> str:

@@ -77,13 +77,21 @@ _REFUSED: Mapping[str, str] = {
     "ensure_weight_tying": "adapters on tied embeddings are not supported",
 }
 # These moved a part of the base's weights into A and B, so that the file belongs to a base changed in the same way.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_MOVED = ("pissa", "olora", "corda", "lora_ga")
+# This quantized the base's weights. PEFT's conversion subtracts the first A and B, which are only near what was lost.
+_QUANTIZED = "loftq"
+_SAVED_ENDS = (
+    "PEFT saved the base's own embedding or head beside the adapter: save it with "
+    "save_pretrained(..., save_embedding_layers=False), and train with neither of them in target_modules"
+)
 _TENSOR_HINTS = (
     ("lora_magnitude_vector", "it belongs to DoRA, but adapter_config.json does not set use_dora"),
     ("lora_embedding_", "LoRA on embeddings is not supported"),
     ("lora_B.bias", "biases beside B are not supported"),
     ("modules_to_save", "fully trained modules are not adapters"),
     ("trainable_tokens", "trained token embeddings are not supported"),
+    ("embed_tokens.", _SAVED_ENDS),
+    ("lm_head.", _SAVED_ENDS),
 )
 
 
@@ -93,7 +101,13 @@ def low_rank_from_peft(config: Mapping[str, Any], shapes: Shapes, base: BaseSpec
     if config.get("bias", "none") != "none":
         raise InvalidInputError(f"adapter_config.json: bias {str(config['bias'])[:40]!r}: only 'none' is supported")
     initial = config.get("init_lora_weights", True)
-    if isinstance(initial, str) and initial.lower().startswith(_CHANGES_BASE):
+    if isinstance(initial, str) and initial.lower().startswith(_QUANTIZED):
+        raise InvalidInputError(
+            f"adapter_config.json: init_lora_weights {initial[:40]!r} quantized the base's weights, and what was "
+            "trained belongs to those; PEFT has no conversion for it: train over this base instead, in Weft with "
+            "adapter: {init: loftq, original: DIRECTORY}, or in PEFT with init_lora_weights=True"
+        )
+    if isinstance(initial, str) and initial.lower().startswith(_MOVED):
         raise InvalidInputError(
             f"adapter_config.json: init_lora_weights {initial[:40]!r} changed the base's weights; save the adapter for "
             "the original base, with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"

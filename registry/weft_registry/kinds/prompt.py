@@ -79,7 +79,7 @@ class PromptSchema:
             if params.num_virtual_tokens >= base.context_length:
                 raise InvalidInputError(
                     f"adapter.num_virtual_tokens: {params.num_virtual_tokens} leaves nothing of the base's context of "
-                    f"{base.context_length}"
+                    f"{base.context_length}: take at most {base.context_length - 1}, and fewer to leave room for a text"
                 )
         return {TENSOR: TensorSpec((params.num_virtual_tokens, params.hidden_size))}
 

@@ -217,6 +217,9 @@ class MirrorRegistry(EmbeddedRegistry):
             if reference.label is not None:
                 with self._catalog.write() as connection:
                     mirrored.forget_label(connection, reference.adapter, reference.label)
+            if error.reason == "YANKED":
+                # It names nothing but what was asked for.
+                raise
             # Without the names that are near: they are those that the mirror may read, and not the caller.
             raise NotFoundError(
                 f"{reference} is not in this registry, nor in the one that it mirrors", reason=error.reason

@@ -316,7 +316,7 @@ def a_card_that_claims_to_be_a_web_page(directory: Path) -> None:
     edit_file(directory, artifact.CARD, media_type="text/html")
 
 
-@CASES("1 elements are NaN or infinite")
+@CASES("1 element is NaN or infinite")
 def eight_thousand_tensors_and_a_nan_in_the_last(directory: Path) -> None:
     """Everything is right but for the last element: nothing can be refused early."""
     many_modules(directory, [f"m{i:05}" for i in range(4_000)])

@@ -66,7 +66,7 @@ for _what, _dtypes in NOT_FINITE.items():
         CASES.add(
             f"{_what}_in_{_dtype.lower()}",
             lambda d, dtype=_dtype, width=_width, bits=_bits: put_retyped(d, dtype, width, bits),  # type: ignore[misc]
-            "1 elements are NaN or infinite",
+            "1 element is NaN or infinite",
         )
 # Dtypes that no kind stores its weights in: whether they are numbers is not even asked.
 for _dtype, _width, _says in (
@@ -287,7 +287,7 @@ def metadata_that_nests(directory: Path) -> None:
     with_header(directory, {"__metadata__": {"a": {"b": "c"}}, "t": entry()})
 
 
-@CASES("1 elements are NaN or infinite")
+@CASES("1 element is NaN or infinite")
 def a_nan_at_the_very_end_of_the_last_tensor(directory: Path) -> None:
     tensors = random_tensors("lora")
     last = list(tensors)[-1]
