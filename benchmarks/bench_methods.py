@@ -60,7 +60,7 @@ RECIPES: Mapping[str, Recipe] = {
     "fusion": Recipe("fusion", 1e-3, fuses="pfeiffer"),
     "partial": Recipe("partial", 2e-4, {"unfreeze": ["model.layers.2?.*_proj"], "extract": {"rank": 32}}),
     "full": Recipe("full", 1e-4, {"extract": {"rank": 32}}),
-    "galore": Recipe("galore", 2e-3, {"rank": 64, "update_proj_gap": 40, "scale": 0.25, "extract": {"rank": 32}}),
+    "galore": Recipe("galore", 4e-3, {"rank": 64, "update_proj_gap": 40, "scale": 0.25, "extract": {"rank": 32}}),
     "prefix": Recipe("prefix", 5e-3, {}, from_text=True),
     "p_tuning_v2": Recipe("p_tuning_v2", 3e-2, {"num_virtual_tokens": 16}),
     "prompt_tuning": Recipe("prompt_tuning", 3e-2, {}, from_text=True),

@@ -74,18 +74,18 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_source: Callable[..., Path]) -> Callable[..., AddedBase]:
-    """`tiny_base(arch="llama", group_size=32, **as tiny_source)`: a tiny base as (home, name, stored).
+    """`tiny_base(arch="llama", group_size=32, bits=4, **as tiny_source)`: a tiny base as (home, name, stored).
 
     Made once per set of arguments; all live in one home that a test must not write to.
     """
     home = Home(tmp_path_factory.mktemp("weft-home"))
     made: dict[str, AddedBase] = {}
 
-    def add(arch: str = "llama", *, group_size: int = 32, **overrides: Any) -> AddedBase:
-        key = repr((arch, group_size, sorted(overrides.items())))
+    def add(arch: str = "llama", *, group_size: int = 32, bits: int = 4, **overrides: Any) -> AddedBase:
+        key = repr((arch, group_size, bits, sorted(overrides.items())))
         if key not in made:
-            name = f"tiny-{arch}-{len(made)}"
-            add_base(home, name, str(tiny_source(arch, **overrides)), group_size=group_size, report=_quiet)
+            name, source = f"tiny-{arch}-{len(made)}", str(tiny_source(arch, **overrides))
+            add_base(home, name, source, bits=bits, group_size=group_size, report=_quiet)
             made[key] = AddedBase(home, name, StoredBase.open(home.bases / name))
         return made[key]
 

@@ -69,16 +69,17 @@ def test_an_overlay_built_beside_running_steps_is_the_same(tiny_base: Callable[.
 
 def test_a_thousand_switches_leave_no_trace(engine: TorchEngine, tiny_base: Callable[..., AddedBase]) -> None:
     stored, options = tiny_base().stored, engine._options
-    kinds = ("qalora", "lora", "ia3", "qalora")
-    adapters = [random_adapter(k, stored.spec, i, strength=0.3).bound(torch.float32) for i, k in enumerate(kinds)]
+    kinds = ("qalora", "lora", "ia3", "qalora", "dora")
+    made = [random_adapter(kind, stored.spec, seed, strength=0.3) for seed, kind in enumerate(kinds)]
+    adapters = [adapter.bound(torch.float32, stored) for adapter in made]
     decoder = Tracer(stored).decoder
     overlays = [build_overlay(stored, decoder, adapter) for adapter in adapters]
-    # Room for three of the four: a switch finds its weights kept ready, or builds them again.
+    # Room for all but one: a switch finds its weights kept ready, or builds them again.
     room = sum(overlay.size_bytes for overlay in overlays) - min(overlay.size_bytes for overlay in overlays) + 1
     switching = TorchEngine(stored, replace(options, overlay_bytes=room))
     switching.start(lambda events: None)
     before = base_of(switching)
-    order = torch.randint(0, 4, (1000,), generator=torch.Generator().manual_seed(3)).tolist()
+    order = torch.randint(0, len(kinds), (1000,), generator=torch.Generator().manual_seed(3)).tolist()
     hot = [switching.merge(adapters[index]).hot for index in order]
     assert 100 < sum(hot) < 900
     for adapter, overlay in zip(adapters, overlays, strict=True):

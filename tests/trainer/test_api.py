@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.tiny_models import AddedBase
-from weft_registry.errors import InvalidInputError, NotFoundError
+from weft_client.cli.app import app
+from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
 from weft_trainer import api
 from weft_trainer.progress import QuietReporter
 
@@ -62,6 +64,62 @@ def test_unknown_bases_and_files_are_named(config_file: Path, task_file: Path, t
         api.train_from_file(config_file, [f"data.train={tmp_path}/none.jsonl"], QuietReporter())
     with pytest.raises(InvalidInputError, match="dtype"):
         api.evaluate_artifact(None, task_file, base="b", dtype="int3", report=QuietReporter())
+
+
+# (method, adapter, where and what): what only the base can refuse. The block begins in line 5.
+REFUSED_BY_THE_BASE = [
+    ("lora", "adapter:\n  r: 4\n  target_modules: [qq_proj]\n", "run.yaml:7:3: adapter.target_modules: 'qq_proj' is"),
+    ("lora", "adapter:\n  r: 999\n", "run.yaml:6:3: adapter.r: rank 999, but"),
+    (
+        "lora",
+        "adapter:\n  r: 4\n  rank_pattern:\n    k_proj: 2\n    q_proj: 999\n",
+        "run.yaml:9:5: adapter.rank_pattern.q_proj: rank 999, but",
+    ),
+    ("lora", "adapter: {alpha_pattern: {qq_proj: 2}}\n", "run.yaml:5:27: adapter.alpha_pattern.qq_proj: no linear mod"),
+    ("houlsby", "adapter: {layers: top:99}\n", "run.yaml:5:11: adapter.layers: 'top:99'; expected"),
+    # Nothing says the rank but the default.
+    ("qalora", "", "run.yaml: adapter.r: rank 8, but"),
+    ("prefix", "adapter:\n  num_virtual_tokens: 60000\n", "run.yaml:6:3: adapter.num_virtual_tokens: 60000 leaves"),
+    (
+        "prompt_tuning",
+        "adapter: {init_text: one two three, num_virtual_tokens: 1}\n",
+        "run.yaml:5:37: adapter.num_virtual_tokens: 1, but adapter.init_text has",
+    ),
+    ("partial", "adapter:\n  unfreeze: [nothing]\n", "run.yaml:6:3: adapter.unfreeze: 'nothing' matches no weight"),
+    ("partial", 'adapter:\n  unfreeze: ["*embed_tokens"]\n', "run.yaml:6:3: adapter.unfreeze: no LoRA can carry"),
+    ("fusion", "adapter:\n  parts: []\n", "run.yaml:6:3: adapter.parts: "),
+]
+
+
+@pytest.mark.parametrize(("method", "adapter", "says"), REFUSED_BY_THE_BASE)
+def test_what_only_the_base_refuses_has_its_line_and_is_refused_before_the_data_is_read(
+    method: str, adapter: str, says: str, deep_base: AddedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEFT_HOME", str(deep_base.home.root))
+    path = tmp_path / "run.yaml"
+    # There is no such data, and nobody has looked.
+    head = f"base: {deep_base.name}\nmethod: {method}\noutput: {tmp_path}/out\ndata: {{train: none.jsonl}}\n"
+    path.write_text(head + adapter)
+    with pytest.raises(WeftError) as caught:
+        api.train_from_file(path, report=QuietReporter())
+    assert caught.value.message.startswith(f"{tmp_path}/{says}")
+    assert str(caught.value) == caught.value.message
+
+
+def test_the_command_shows_the_line_or_the_override(config_file: Path) -> None:
+    config_file.write_text(config_file.read_text().replace('"r": 4', '"r": 4,\n  "layers": [7]'))
+    done = CliRunner().invoke(app, ["train", str(config_file), "-q"])
+    assert done.exit_code == 1
+    assert f"{config_file}:2:3: adapter.layers: no layer 7" in done.stderr
+    done = CliRunner().invoke(app, ["train", str(config_file), "adapter.layers=top:9", "-q"])
+    assert "override adapter.layers=top:9: adapter.layers: 'top:9'; expected" in done.stderr
+
+
+def test_an_error_of_the_data_keeps_its_own_line(config_file: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a"}\n')
+    with pytest.raises(InvalidInputError, match=rf"^{data}:1: "):
+        api.train_from_file(config_file, [f"data.train={data}"], QuietReporter())
 
 
 def test_reading_a_configuration_needs_no_torch() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS, method_of_kind, over
-from weft_trainer.methods.parts import Part
+from weft_trainer.methods.parts import Part, find_parts
 from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
 
@@ -192,6 +194,30 @@ def test_a_fusion_is_trained_over_published_parts_and_directories_and_leaves_the
             run(make_config(deep_base, "fusion", {"parts": [f"acme/second@{second}"]}), deep_base)
     finally:
         registry.close()
+
+
+def test_a_part_that_is_yanked_or_of_another_base_is_refused_by_its_name_with_a_way_out(
+    deep_base: AddedBase, make_config: Callable[..., TrainConfig], run: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = run(make_config(deep_base, "pfeiffer", {"layers": "top:2"}), deep_base).rename(tmp_path / "part")
+    base = deep_base.stored.spec
+    other = replace(base, fingerprint=replace(base.fingerprint, id="other/base", weights_sha256="0" * 64))
+    with closing(open_registry(deep_base.home)) as registry:
+        digest = push(registry, directory, AdapterName("parts", "gone"), tags=["v1"]).version.digest
+        for part in ("parts/gone", "parts/gone:v1", f"parts/gone={directory}"):
+            assert [found.reference.digest for found in find_parts([part], base, deep_base.home)] == [digest]
+            message = rf"adapter\.parts: {part}: .*other/base.*: choose a part that was trained on this base"
+            with pytest.raises(PreconditionError, match=message) as caught:
+                find_parts([part], other, deep_base.home)
+            assert caught.value.reason == "BASE_MISMATCH"
+        registry.yank("parts/gone", "withdrawn")
+        # However it is named, it is refused at once, and not after the advice of naming it another way.
+        for part in ("parts/gone", "parts/gone:v1", f"parts/gone@{digest}"):
+            message = rf"adapter\.parts: {part}: it is yanked \(withdrawn\): .* choose another"
+            with pytest.raises(PreconditionError, match=message) as caught:
+                find_parts([part], base, deep_base.home)
+            assert (caught.value.reason, caught.value.metadata["digest"]) == ("YANKED", digest)
+            assert "stays readable" not in caught.value.message
 
 
 def test_the_value_matrices_are_drawn_to_the_identity_once_a_step(hub_base: AddedBase) -> None:

@@ -48,7 +48,7 @@ def test_training_the_top_layers_is_the_same_with_and_without_the_cache(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    config = make_config(deep_base, method, {"r": 4, "layers": "top:2"}, learning_rate=1e-3)
+    config = make_config(deep_base, method, {"r": 2, "layers": "top:2"}, learning_rate=1e-3)
     cached = load_file(str(run(config, deep_base) / WEIGHTS))
     assert {int(name.split(".")[4]) for name in cached} == {2, 3}, "the base's layer numbers, not the short model's"
     from weft_trainer.methods.lora import LoraMethod

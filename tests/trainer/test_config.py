@@ -207,12 +207,64 @@ def test_files_that_cannot_be_mixed_are_refused(file: Path, data: str, says: str
         (["data.eval=[{path: a, weight: 1}]"], "data.eval[0].weight: without effect on evaluation"),
         (["data.eval=e", "data.train=[{path: a, eval_fraction: 0.5}]"], "data.train[0].eval_fraction: without effect"),
         (["method=fusion", "adapter.parts=[n/a@v1, n/b@v1]", "data.packing=true"], "data.packing: fusion is not known"),
+        (
+            ["method=prefix", "adapter.encoder_hidden_size=32"],
+            "adapter.encoder_hidden_size: without effect: it is the width of the MLP that adapter.prefix_projection",
+        ),
+        (
+            ["method=prefix", "adapter.init_text=hello", "adapter.init_scale=0.2"],
+            "adapter.init_scale: without effect: adapter.init_text decides the first values; leave it out",
+        ),
+        (
+            ["method=prefix", "adapter.prefix_projection=true", "adapter.init_scale=0.2"],
+            "adapter.init_scale: without effect: adapter.prefix_projection decides the first values; leave it out",
+        ),
+        (
+            ["method=fusion", "adapter.parts=[n/a@v1]", "adapter.value=false", "adapter.regularization=0.1"],
+            "adapter.regularization: without effect: it draws the value matrices",
+        ),
+        (
+            ["training.schedule=constant", "training.warmup=0.1"],
+            "training.warmup: 0.1, but training.schedule: constant has no warm-up; take constant_with_warmup",
+        ),
+        (
+            ["data.eval_fraction=0", "training.eval_every=5"],
+            "training.eval_every: without effect: no examples are held out; give data.eval",
+        ),
+        (["training.early_stopping_patience=2"], "it counts evaluations; give training.eval_every too"),
+        (
+            ["data.train=[{path: a, eval_fraction: 0}]", "data.eval_rows=5"],
+            "data.eval_rows: without effect: no examples are held out; give data.eval",
+        ),
+        (["data.eval=e", "data.eval_fraction=0.2"], "data.eval_fraction: without effect: data.eval is what is held"),
+        (
+            ["data.train=[{path: a, eval_fraction: 0.2}]", "data.eval_fraction=0.3"],
+            "data.eval_fraction: without effect: every file has one of its own; leave it out",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(file: Path, overrides: list[str], says: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         configs.load(file, overrides)
     assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=prefix", "adapter.prefix_projection=true", "adapter.encoder_hidden_size=32", "adapter.init_scale=0.1"],
+        ["method=fusion", "adapter.parts=[n/a@v1]", "adapter.value=false", "adapter.regularization=0.01"],
+        ["training.schedule=constant", "training.warmup=0"],
+        ["training.schedule=constant_with_warmup", "training.warmup=0.1"],
+        ["data.eval=e", "data.eval_fraction=0.1", "data.eval_rows=5", "training.eval_every=5"],
+        ["data.eval_fraction=0", "data.train=[{path: a, eval_fraction: 0.2}, {path: b}]", "training.eval_every=5"],
+    ],
+)
+def test_settings_that_say_what_is_so_are_taken(file: Path, overrides: list[str], tmp_path: Path) -> None:
+    """A default that is written out is no mistake: a printed configuration has them all."""
+    config = configs.load(file, overrides)
+    (tmp_path / "printed.yaml").write_text(config.as_yaml())
+    assert configs.load(tmp_path / "printed.yaml") == config
 
 
 def test_steps_and_epochs_together_are_refused_with_the_line_and_the_way_out(tmp_path: Path) -> None:

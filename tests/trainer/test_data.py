@@ -281,7 +281,7 @@ def test_what_a_tokenizer_puts_before_a_text_is_read_and_not_learnt() -> None:
     rows = Rows("d.jsonl", "", "train", (Row(None, "bcdef"),))
     examples = tokenize(rows, Lettered(), 4).examples
     assert [(example.ids, example.prompt_length) for example in examples] == [
-        ((*b"<",) + (*b"bcd",), 1),
+        ((*b"<", *b"bcd"), 1),
         ((*b"def", 0), 1),
     ]
 

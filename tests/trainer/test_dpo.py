@@ -189,7 +189,7 @@ def log(config: configs.TrainConfig) -> list[dict[str, float]]:
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4},
     "ia3": {},
-    "qalora": {"r": 4, "layers": "top:2"},
+    "qalora": {"r": 2, "layers": "top:2"},
     "prompt_tuning": {"num_virtual_tokens": 4},
     "pfeiffer": {},
     "full": {"extract": {"rank": 64}},

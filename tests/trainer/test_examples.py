@@ -22,15 +22,26 @@ TWO_STEPS = ("training.steps=2", "training.epochs=null")
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])
 def test_a_recipe_runs_as_it_is(
-    recipe: Path, tiny_base: Callable[..., AddedBase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path,
+    tiny_base: Callable[..., AddedBase],
+    tiny_source: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Its paths are relative to the repository.
     monkeypatch.chdir(ROOT)
     base = tiny_base()
     overrides = [f"base={base.name}", f"output={tmp_path / 'made'}", *TWO_STEPS]
     if recipe.stem == "fusion":
-        parts = [trained_part(base, tmp_path / f"part-{seed}", seed) for seed in (0, 1)]
+        parts = [trained_part(base, "pfeiffer", tmp_path / f"part-{seed}", seed) for seed in (0, 1)]
         overrides.append(f"adapter.parts=[{', '.join(f'acme/part-{path.name}={path}' for path in parts)}]")
+    if recipe.stem == "mad-x":
+        overrides.append(f"adapter.stack_on=[acme/german={trained_part(base, 'language', tmp_path / 'german')}]")
+    if recipe.stem == "qalora":
+        # The tiny base's inputs are two groups.
+        overrides.append("adapter.r=2")
+    if recipe.stem == "loftq":
+        overrides.append(f"adapter.original={tiny_source()}")
     if recipe.stem == "distill":
         overrides.append(f"objective.teacher={tiny_base('llama', hidden_size=128, seed=7).name}")
     config = configs.load(recipe, overrides)
@@ -40,7 +51,7 @@ def test_a_recipe_runs_as_it_is(
     assert {metric.name for metric in manifest.metrics} >= {"loss", "exact_match", "examples"}
 
 
-def trained_part(base: AddedBase, output: Path, seed: int) -> Path:
-    """What the fusion's recipe says to train first."""
+def trained_part(base: AddedBase, recipe: str, output: Path, seed: int = 0) -> Path:
+    """What a recipe over others says to train first."""
     overrides = [f"base={base.name}", f"output={output}", *TWO_STEPS, f"training.seed={seed}"]
-    return runs.train(configs.load(ROOT / "examples" / "pfeiffer.yaml", overrides), QuietReporter(), base.home)
+    return runs.train(configs.load(ROOT / "examples" / f"{recipe}.yaml", overrides), QuietReporter(), base.home)

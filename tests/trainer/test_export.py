@@ -15,7 +15,7 @@ from weft_trainer.config.run import TrainConfig
 
 ADAPTERS = {
     "lora": {"r": 4, "layers": "top:1", "rank_pattern": {"q_proj": 2}},
-    "qalora": {"r": 4, "use_rslora": True},
+    "qalora": {"r": 2, "use_rslora": True},
     "prefix": {"init_text": "user: classify"},
 }
 
@@ -79,6 +79,6 @@ def test_a_failure_leaves_the_earlier_artifact_whole(
 def test_training_again_gives_the_same_tensors(
     deep_base: AddedBase, make_config: Callable[..., TrainConfig], run: Callable[..., Path]
 ) -> None:
-    config = make_config(deep_base, "qalora", {"r": 4, "layers": "top:2"})
+    config = make_config(deep_base, "qalora", {"r": 2, "layers": "top:2"})
     first = artifacts.read(run(config, deep_base)).tensors
     assert artifacts.read(run(config, deep_base)).tensors == first

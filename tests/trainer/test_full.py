@@ -139,7 +139,7 @@ def test_the_score_in_the_manifest_is_that_of_the_adapter(
     deep_base: AddedBase, make_config: MakeConfig, run: Run, tmp_path: Path
 ) -> None:
     config = make_config(deep_base, "full", {"extract": {"rank": 2}}, steps=20, learning_rate=3e-3)
-    config = replace(config, data=replace(config.data, eval=config.data.train))
+    config = replace(config, data=replace(config.data, eval=config.data.train, eval_fraction=0.1))
     directory = run(config, deep_base)
     again = evaluate(
         directory,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -12,19 +14,25 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import BATCH, backward_as_peft, dense_model
+from weft_adapters.base.gptq import gptq
+from weft_adapters.base.quantize import quantize
+from weft_adapters.int4 import Int4Weight
 from weft_registry import artifact, peft_format
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.low_rank import LowRankParams
 from weft_trainer.config.adapter import LoraOptions
 from weft_trainer.config.run import TrainConfig, parse
+from weft_trainer.data.batches import TokenBatches
 from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS, initial, targets
 from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
+from weft_trainer.setup import set_up
 
 SHARED: dict[str, Any] = {
     "r": 4,
@@ -232,6 +240,86 @@ def test_loftq_starts_nearer_to_the_original_than_the_base_is(
         left = torch.linalg.svdvals(lost.double())[trained.rank(module) :].norm()
         # The best that this rank can do, by Eckart and Young.
         assert float((lost - delta).norm()) == pytest.approx(float(left), rel=1e-4)
+
+
+# Two bits in wide groups lose half of a weight.
+GRIDS = [(4, 32), (4, 64), (3, 32), (3, 64), (2, 32), (2, 64), (2, 128)]
+WIDE = {"hidden_size": 128, "head_dim": 32, "num_hidden_layers": 1}
+
+
+@pytest.mark.parametrize(("bits", "group_size"), GRIDS)
+def test_loftq_takes_the_original_of_a_base_of_any_bits_and_no_other(
+    bits: int, group_size: int, tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path]
+) -> None:
+    base = tiny_base(bits=bits, group_size=group_size, **WIDE)
+    taken = attached(base, LoraOptions(init="loftq", original=tiny_source(**WIDE), r=4)).export()
+    assert all(bool(tensor.any()) for tensor in taken.values())
+    words = rf"differs from the base's by 1\d\d% of .* to {bits} bits in groups of {group_size} loses \d+%:"
+    with pytest.raises(InvalidInputError, match=words):
+        attached(base, LoraOptions(init="loftq", original=tiny_source(seed=5, **WIDE), r=4))
+
+
+@pytest.mark.parametrize("times", [1 / 8, 8.0])
+def test_loftq_takes_a_calibrated_bases_original_and_no_larger_or_smaller_model(
+    times: float, tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    base, original = tiny_base(**WIDE), tiny_source(**WIDE)
+    floats = load_file(str(original / "model.safetensors"))
+
+    def calibrated(module: str) -> Int4Weight:
+        # Inputs that are much alike: errors travel far.
+        x = torch.randn(64, 16) @ torch.randn(16, base.stored.spec.linears[module][1])
+        return gptq(floats[f"{module}.weight"], x.T @ x, 128, module, bits=2)
+
+    stored = SimpleNamespace(spec=tiny_base(bits=2, group_size=128, **WIDE).stored.spec, int4=calibrated)
+    module = "model.layers.0.self_attn.q_proj"
+    weight = floats[f"{module}.weight"]
+    lost = initial._lost(stored, module, weight, original)  # type: ignore[arg-type]
+    nearest = weight - quantize(weight, 128, module, 2).dequantize()
+    assert float(lost.norm()) > 1.05 * float(nearest.norm()), "calibration moved what is lost"
+    with pytest.raises(InvalidInputError, match=r"adapter\.original: .* differs"):
+        initial._lost(stored, module, times * torch.randn(weight.shape) * weight.std(), original)  # type: ignore[arg-type]
+
+
+def test_loftq_trains_from_nearer_to_the_original_and_its_artifact_is_stock_pefts(
+    tiny_base: Callable[..., AddedBase],
+    tiny_source: Callable[..., Path],
+    make_config: Callable[..., TrainConfig],
+    run: Callable[[TrainConfig, AddedBase], Path],
+) -> None:
+    base, original = tiny_base(bits=2), tiny_source()
+    adapter = {"r": 16, "alpha": 8.0, "init": "loftq", "original": str(original)}
+    config = make_config(base, "lora", adapter, batch_size=64, steps=12, save_every=12, learning_rate=3e-3)
+    made = run(config, base)
+    log = [json.loads(line) for line in (config.checkpoints / "log.jsonl").read_text().splitlines()]
+    # A batch of all examples: the first loss is of the first values, over everything.
+    first, *_, last = [line["loss"] for line in log if "loss" in line]
+    setup = set_up(config, QuietReporter(), base.home, torch.device("cpu"))
+    batch = TokenBatches(setup.data.train_examples, setup.tokenizer.pad)(range(len(setup.data.train_examples)))
+
+    exact = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32).eval()
+    rounded, begun = dense_model(base), dense_model(base)
+    for module in base.stored.spec.linears:
+        weight = begun.get_submodule(module).weight
+        u, s, v = torch.linalg.svd((exact.get_submodule(module).weight - weight).detach().double(), full_matrices=False)
+        weight.data += (u[:, :16] * s[:16] @ v[:16]).float()
+    with torch.no_grad():
+        answers = {name: m(**batch) for name, m in (("exact", exact), ("rounded", rounded), ("begun", begun))}
+    assert first == pytest.approx(float(answers["begun"].loss), rel=1e-3)
+    assert abs(float(answers["rounded"].loss) - first) > 0.01 * first, "the base itself would be seen"
+    learnt = batch["labels"].roll(-1, 1) != -100
+    logits = {name: torch.log_softmax(answer.logits[learnt], -1) for name, answer in answers.items()}
+    away = {name: float((logits[name] - logits["exact"]).norm()) for name in ("begun", "rounded")}
+    assert away["begun"] < 0.8 * away["rounded"]
+
+    assert last < 0.9 * first
+    theirs: Any = PeftModel.from_pretrained(dense_model(base), str(made))
+    ours = attached(base, LoraOptions(r=16, alpha=8.0))
+    ours.restore(load_file(str(made / "adapter_model.safetensors")))
+    mask = BATCH["attention_mask"].bool()
+    with torch.no_grad():
+        logits_of_ours = ours.base.logits(ours.hidden(BATCH))[mask]
+        torch.testing.assert_close(logits_of_ours, theirs(**BATCH).logits[mask], atol=2e-4, rtol=1e-3)
 
 
 def test_loftq_without_the_bases_original_is_refused_by_name(

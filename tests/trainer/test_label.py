@@ -130,7 +130,7 @@ def test_a_judge_may_wear_an_artifact(
     run: Callable[[configs.TrainConfig, AddedBase], Path],
     data: Path,
 ) -> None:
-    worn = run(make_config(deep_base, "qalora", {"r": 4}, steps=20), deep_base)
+    worn = run(make_config(deep_base, "qalora", {"r": 2}, steps=20), deep_base)
     _, alone = labelled(data, deep_base)
     _, wearing = labelled(data, deep_base, artifact=worn)
     _, merged = labelled(data, deep_base, artifact=worn, merged=True)

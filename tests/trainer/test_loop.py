@@ -23,7 +23,7 @@ from weft_trainer.training import checkpoints
 Run = Callable[[TrainConfig, AddedBase], Path]
 METHODS = {
     "lora": {"r": 4, "dropout": 0.2},
-    "qalora": {"r": 4, "dropout": 0.2, "layers": "top:2"},
+    "qalora": {"r": 2, "dropout": 0.2, "layers": "top:2"},
     "prefix": {"num_virtual_tokens": 4, "prefix_projection": True},
     "p_tuning": {"num_virtual_tokens": 4, "encoder": "lstm", "encoder_hidden_size": 16, "encoder_dropout": 0.2},
 }
@@ -144,7 +144,7 @@ def test_a_fresh_run_does_not_keep_another_runs_checkpoints(
 def test_accumulated_small_batches_train_like_one_large_batch(
     deep_base: AddedBase, make_config: Callable[..., TrainConfig], run: Run
 ) -> None:
-    options = {"r": 4, "layers": "top:2"}
+    options = {"r": 2, "layers": "top:2"}
     common = {"steps": 3, "learning_rate": 1e-3}
     large = weights(run(make_config(deep_base, "qalora", options, batch_size=8, **common), deep_base))
     small = make_config(deep_base, "qalora", options, batch_size=2, gradient_accumulation=4, **common)

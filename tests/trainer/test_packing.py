@@ -33,6 +33,7 @@ Run = Callable[[TrainConfig, AddedBase], Path]
 PAD = 2
 PREFIX = {"num_virtual_tokens": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "qalora": {"r": 2},
     "prefix": PREFIX,
     "prompt_tuning": PREFIX,
     "p_tuning": PREFIX,

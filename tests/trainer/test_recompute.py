@@ -20,7 +20,7 @@ from weft_trainer.modeling.recompute import recompute_layers
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "dropout": 0.3},
-    "qalora": {"r": 4, "dropout": 0.3, "layers": "top:2"},
+    "qalora": {"r": 2, "dropout": 0.3, "layers": "top:2"},
     "prefix": {"num_virtual_tokens": 4},
 }
 

@@ -1,5 +1,6 @@
 """What is refused before anything is computed."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from tests.tiny_models import AddedBase
 from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
+from weft_trainer.config.data import DatasetConfig
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.progress import QuietReporter
 from weft_trainer.setup import set_up
@@ -50,6 +52,32 @@ def test_a_place_that_cannot_be_written_is_refused(
         set_up(config, QuietReporter(), deep_base.home, torch.device("cpu"))
 
 
+CONVERSATION = {"messages": [{"role": r, "content": "hi"} for r in ("user", "assistant", "user", "assistant")]}
+
+
+def test_the_last_answer_is_asked_for_only_where_there_may_be_others(
+    deep_base: AddedBase, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(deep_base, "lora", {"r": 4})
+    pairs, chats, phrased = (tmp_path / f"{name}.jsonl" for name in ("pairs", "chats", "phrased"))
+    pairs.write_text('{"prompt": "a", "completion": " b"}\n' * 4)
+    chats.write_text(f"{json.dumps(CONVERSATION)}\n" * 4)
+    phrased.write_text('{"text": "a", "label": "b"}\n' * 4)
+    templates = tmp_path / "templates.yaml"
+    templates.write_text('chat: true\ntemplates: [{name: one, prompt: "{text}", completion: " {label}"}]\n')
+    written = DatasetConfig(phrased, templates=templates)
+
+    def learnt(*train: DatasetConfig) -> int:
+        data = replace(config.data, train=train, eval_fraction=0.5, loss_on="last")
+        setup = set_up(replace(config, data=data), QuietReporter(), deep_base.home, torch.device("cpu"))
+        return sum(len(example.spans) for example in setup.data.train_examples)
+
+    # Two of each file are trained on, and of a conversation one answer.
+    assert learnt(DatasetConfig(pairs), written, DatasetConfig(chats)) == 6
+    with pytest.raises(InvalidInputError, match=r"^data\.loss_on: last is without effect: no training file has conver"):
+        learnt(DatasetConfig(pairs), written)
+
+
 def test_an_example_beyond_the_context_is_refused_and_virtual_tokens_count(
     deep_base: AddedBase, make_config: MakeConfig
 ) -> None:
@@ -61,7 +89,8 @@ def test_an_example_beyond_the_context_is_refused_and_virtual_tokens_count(
 
     room = deep_base.stored.spec.context_length - longest(1)
     assert longest(room) == longest(1)
-    with pytest.raises(InvalidInputError, match=r"data\.max_length: .* virtual tokens; set it to"):
+    message = rf"data\.max_length: .* virtual tokens; set it to .*, or adapter\.num_virtual_tokens to at most {room}$"
+    with pytest.raises(InvalidInputError, match=message):
         longest(room + 1)
 
 

@@ -35,7 +35,7 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "qlora": {"r": 4, "layers": "top:2"},
     "dora": {"r": 4},
     "ia3": {},
-    "qalora": {"r": 4, "layers": "top:2"},
+    "qalora": {"r": 2, "layers": "top:2"},
     "prefix": {"num_virtual_tokens": 4},
     "p_tuning_v2": {"num_virtual_tokens": 4},
     "prompt_tuning": {"num_virtual_tokens": 4},

@@ -167,13 +167,12 @@ def test_the_parts_of_the_best_score_survive_too(tmp_path: Path) -> None:
     assert after.score == Score(0.3, 0.75, 7, parts)
 
 
-def test_early_stopping_without_evaluations_is_refused(deep_base: AddedBase, make_config: MakeConfig, run: Run) -> None:
-    config = make_config(deep_base, "lora", {"r": 4}, early_stopping_patience=2)
+def test_early_stopping_without_evaluations_is_refused(deep_base: AddedBase, make_config: MakeConfig) -> None:
     with pytest.raises(InvalidInputError, match=r"training\.eval_every"):
-        run(config, deep_base)
+        make_config(deep_base, "lora", {"r": 4}, early_stopping_patience=2)
     config = make_config(deep_base, "lora", {"r": 4}, early_stopping_patience=2, eval_every=1)
     with pytest.raises(InvalidInputError, match=r"data\.eval"):
-        run(replace(config, data=replace(config.data, eval_fraction=0.0)), deep_base)
+        replace(config, data=replace(config.data, eval_fraction=0.0))
 
 
 def test_a_run_that_diverges_says_so_and_leaves_no_artifact(

@@ -42,7 +42,7 @@ def test_a_full_name_decides_over_a_last_part(deep_base: AddedBase) -> None:
         (LowRankOptions(layers=(7,)), "no layer 7"),
         (
             LowRankOptions(target_modules=("q_proj",), rank_pattern={"v_proj": 2}),
-            "adapter.rank_pattern: 'v_proj' is no linear module among those adapted; did you mean 'q_proj'",
+            "adapter.rank_pattern.v_proj: no linear module among those adapted; did you mean 'q_proj'",
         ),
         (LowRankOptions(target_modules=("model.layers.0.mlp.up_proj",), layers="top:1"), "no module in common"),
     ],
@@ -56,7 +56,10 @@ def test_what_matches_nothing_is_refused(deep_base: AddedBase, options: LowRankO
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (LowRankOptions(r=4, target_modules=("q_proj",), rank_pattern={"q_proj": 999}), r"rank_pattern\[.*rank 999"),
+        (
+            LowRankOptions(r=4, target_modules=("q_proj",), rank_pattern={"q_proj": 999}),
+            r"rank_pattern\.q_proj: rank 999",
+        ),
         (LowRankOptions(r=999), r"adapter\.r: rank 999.*at most \d+ ranks"),
     ],
 )

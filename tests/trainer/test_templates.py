@@ -202,7 +202,7 @@ def test_scoring_writes_the_rows_as_the_training_run_did(
 ) -> None:
     plain = make_config(deep_base, "lora", {"r": 4}, steps=4).as_json()
     dataset = {"path": records.uri, "templates": str(templates)}
-    plain["data"] |= {"train": [dataset], "eval": [dataset]}
+    plain["data"] |= {"train": [dataset], "eval": [dataset], "eval_fraction": 0.1}
     trained = run(configs.parse(plain), deep_base)
     metrics = {m.name: float(m.value) for m in artifacts.read(trained).metrics}
     monkeypatch.setenv("WEFT_HOME", str(deep_base.home.root))

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 def train_from_file(path: Path, overrides: Sequence[str] = (), report: Reporter | None = None) -> Path:
     """`weft train PATH [key=value ...]`: trains one adapter, returns its artifact directory.
 
-    Raises the errors of `weft_registry.errors`.
+    Raises the errors of `weft_registry.errors`; where they are about a setting, with the line that says it.
     """
-    return train(configs.load(path, overrides), report)
+    config, source = configs.load_with_source(path, overrides)
+    with configs.locating(source):
+        return train(config, report)
 
 
 def train(config: configs.TrainConfig, report: Reporter | None = None) -> Path:
@@ -48,13 +50,14 @@ def evaluate_artifact(
     dtype: str = "auto",
     rows: int | None = None,
     templates: Path | None = None,
+    stack_on: Sequence[str] | None = None,
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """`weft eval ARTIFACT DATA`: {"loss", "exact_match", "examples"}, and with held-out `templates` (a YAML file) the
     same for each of "parts", by name.
 
-    `artifact` None scores the base alone, and then needs `base`. `merged` scores what a merge makes. Raises the errors
-    of `weft_registry.errors`.
+    `artifact` None scores the base alone, and then needs `base`. `merged` scores what a merge makes. `stack_on`
+    lie below a bottleneck adapter; None: what it was trained on. Raises the errors of `weft_registry.errors`.
     """
     from weft_trainer.progress import ConsoleReporter
     from weft_trainer.quiet import quiet_transformers
@@ -71,6 +74,7 @@ def evaluate_artifact(
         dtype=_dtype(dtype),
         rows=rows,
         templates=templates,
+        stack_on=stack_on,
     )
     scores = {**result.figures(), "examples": result.examples}
     parts = {part.name: {**part.score.figures(), "examples": part.score.examples} for part in result.parts}

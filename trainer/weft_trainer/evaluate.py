@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ def evaluate(
     max_length: int | None = None,
     rows: int | None = None,
     templates: Path | None = None,
+    stack_on: Sequence[str] | None = None,
     home: Home | None = None,
 ) -> Score:
     """The score of the artifact in `directory` (None: of the base alone) on the examples of `data`.
@@ -36,7 +38,8 @@ def evaluate(
     `base` names the stored base; None takes the one whose weights the manifest names. `merged` scores the overlay that
     a server's merge makes instead of base plus delta. `max_length` None is the base's context length; `rows` limits
     how many records are scored; `dtype` None computes in what is fastest here. `templates` (YAML) writes the records as
-    in training: each with a template of training and, if there are any, with a held-out one, scored apart. Raises what
+    in training: each with a template of training and, if there are any, with a held-out one, scored apart. `stack_on`
+    are the adapters below a bottleneck adapter, the lowest first; None: those that it was trained on. Raises what
     reading, binding and merging raise.
     """
     home = home or Home.from_environment()
@@ -48,7 +51,7 @@ def evaluate(
         stored = open_base(base, home)
     else:
         stored = base_of(directory, base, home)
-    model = wear(stored, directory, dtype, home, merged=merged)
+    model = wear(stored, directory, dtype, home, merged=merged, stack_on=stack_on)
     tokenizer = BaseTokenizer(stored.tokenizer_dir, stored.config.eos_token_ids)
     length = max_length or stored.spec.context_length
     datasets = [tokenize(part, tokenizer, length) for part in _read(data, templates, rows)]

@@ -61,8 +61,8 @@ def _attach(setup: Setup, sources: Sequence[Source], scratch: Path, report: Repo
         model = setup.method.bare(base, setup.params)
     else:
         model = setup.method.attach(base, setup.params, config.adapter, setup.tokenizer)
-    if setup.first is not None:
-        model.restore(setup.first.tensors)
+    if setup.shape.first is not None:
+        model.restore(setup.shape.first.tensors)
     model.objective = setup.course.begin(model, sources, report)
     if config.training.gradient_checkpointing:
         recompute_layers(model.base)

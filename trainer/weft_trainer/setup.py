@@ -15,14 +15,15 @@ from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
 from weft_registry.home import Home
 from weft_registry.kinds import kind_schema
-from weft_trainer.config.adapter import FullOptions, FusionOptions
+from weft_trainer.config.adapter import FullOptions
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.batches import TokenBatches
 from weft_trainer.data.prepare import Prepared, prepare
 from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods import METHODS, over
+from weft_trainer.methods.full import trained_weights
 from weft_trainer.methods.method import Method
-from weft_trainer.methods.parts import find_parts
+from weft_trainer.methods.parts import Part, parts_of_run, pinned
 from weft_trainer.methods.start import Start, find_start
 from weft_trainer.methods.worn import open_base
 from weft_trainer.modeling import nf4
@@ -35,8 +36,21 @@ from weft_trainer.output.model_output import model_output
 from weft_trainer.progress import Reporter
 from weft_trainer.training.checkpoints import to_resume
 from weft_trainer.training.journal import check_tensorboard
-from weft_trainer.training.loop import check_training
 from weft_trainer.training.optimizers import optim_name
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """The adapter that a run makes, before its first values."""
+
+    method: Method
+    """Over its parts, where it has any."""
+    params: Any
+    """Of the method's kind."""
+    parts: Sequence[Part]
+    """What it is trained over."""
+    first: Adapter[Any] | None
+    """The adapter whose values are the first ones, where there is a start."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,26 +62,31 @@ class Setup:
     tokenizer: BaseTokenizer
     data: Prepared
     course: Course
-    method: Method
-    """Over its parts, where it has any."""
-    params: Any
-    """The adapter's, of the method's kind."""
+    shape: Shape
     model_directory: Path | None
     """Where the whole model goes, if it is kept."""
     device: torch.device
     start: Start | None = None
     """The adapter that it begins at."""
-    first: Adapter[Any] | None = None
-    """That adapter's values and parameters."""
+
+    @property
+    def method(self) -> Method:
+        """See `Shape.method`."""
+        return self.shape.method
+
+    @property
+    def params(self) -> Any:
+        """See `Shape.params`."""
+        return self.shape.params
 
     @property
     def pinned(self) -> TrainConfig:
-        """The configuration with the adapter that it begins at by its digest: what checkpoints belong to."""
-        return _pinned(self.config, self.start)
+        """The configuration with the adapters that it begins at and is over by digest: what checkpoints belong to."""
+        return _pinned(self.config, self.start, self.shape.parts)
 
     @property
     def first_layer(self) -> int:
-        """The lowest layer whose input the adapter can change."""
+        """The lowest layer whose input the adapter, or what it is over, can change."""
         return self.method.first_layer(self.params)
 
     @property
@@ -108,8 +127,8 @@ class Setup:
 
 
 def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: torch.device) -> Setup:
-    """Opens the base and reads the examples, after what can be refused without either. Raises what is wrong with the
-    configuration, the data, or what is installed, as `weft_trainer.train.train` says."""
+    """Opens the base, decides the adapter's shape and reads the examples, each after what can be refused without it.
+    Raises what is wrong with the configuration, the data, or what is installed, as `weft_trainer.train.train` says."""
     config = _decided(config, device)
     check_output(config.output)
     model_directory = model_output(config)
@@ -120,34 +139,47 @@ def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: tor
     start = None
     if config.start is not None:
         start = find_start(config.start, config.output, home or Home.from_environment())
-    if config.training.resume:
-        to_resume(config.checkpoints, _pinned(config, start))
     stored = open_base(config.base, home)
-    course = course_of(config, stored, home, device)
     tokenizer = BaseTokenizer(stored.tokenizer_dir, stored.config.eos_token_ids)
+    shape = _shape(config, start, stored, tokenizer, home)
+    if config.training.resume:
+        to_resume(config.checkpoints, _pinned(config, start, shape.parts))
+    if config.data.packing:
+        check_windows(stored, config.data.max_length)
+    course = course_of(config, stored, home, device)
     data = prepare(config, tokenizer)
     for text in (*(dataset.describe() for dataset in data.datasets), *data.notes):
         report.message(text)
-    check_training(config, held_out=data.held_out is not None)
-    if config.data.packing:
-        check_windows(stored, config.data.max_length)
-    method = METHODS[config.method]
-    if isinstance(config.adapter, FusionOptions):
-        method = over(method, find_parts(config.adapter.parts, stored.spec, home))
-    first = None if start is None else start.read(method, stored)
-    if config.adapter is None:
-        assert first is not None, "only a start stands for the shape"
-        params = first.params
-    else:
-        params = method.params(config.adapter, stored.spec, tokenizer)
-    if not isinstance(config.adapter, FullOptions):
-        # Which has no parameters of a kind before it has trained.
-        check_storable(method.kind, params, stored.spec)
-    check_room(data, params, stored.spec)
-    if start is not None and first is not None:
-        start.check_alike(first.params, params)
+    check_room(data, shape.params, stored.spec)
+    if start is not None:
         report.message(start.describe())
-    return Setup(config, stored, tokenizer, data, course, method, params, model_directory, device, start, first)
+    if shape.parts:
+        report.message(f"over {', '.join(str(part.reference) for part in shape.parts)}")
+    return Setup(config, stored, tokenizer, data, course, shape, model_directory, device, start)
+
+
+def _shape(
+    config: TrainConfig, start: Start | None, stored: StoredBase, tokenizer: BaseTokenizer, home: Home | None
+) -> Shape:
+    """What `adapter` or the start says of the adapter. Raises what is wrong with either."""
+    method = METHODS[config.method]
+    if config.adapter is None:
+        assert start is not None, "only a start stands for the options"
+        first, parts = start.read(method, stored)
+        return Shape(over(method, parts), first.params, parts, first)
+    parts = parts_of_run(config.adapter, stored.spec, home)
+    method = over(method, parts)
+    params = method.params(config.adapter, stored.spec, tokenizer)
+    if isinstance(config.adapter, FullOptions):
+        # Which has no parameters of a kind before it has trained.
+        trained_weights(stored, params)
+    else:
+        check_storable(method.kind, params, stored.spec)
+    if start is None:
+        return Shape(method, params, parts, None)
+    first, _ = start.read(method, stored)
+    start.check_alike(first.params, params)
+    return Shape(method, params, parts, first)
 
 
 def _decided(config: TrainConfig, device: torch.device) -> TrainConfig:
@@ -156,9 +188,10 @@ def _decided(config: TrainConfig, device: torch.device) -> TrainConfig:
     return replace(config, training=replace(config.training, dtype=dtype))
 
 
-def _pinned(config: TrainConfig, start: Start | None) -> TrainConfig:
+def _pinned(config: TrainConfig, start: Start | None, parts: Sequence[Part]) -> TrainConfig:
     # A directory may hold another adapter when the run is resumed, and an alias name another version.
-    return config if start is None else replace(config, start=start.digest)
+    adapter = None if config.adapter is None else pinned(config.adapter, parts)
+    return replace(config, adapter=adapter, start=None if start is None else start.digest)
 
 
 def check_storable(kind: str, params: Any, base: BaseSpec) -> None:
@@ -174,7 +207,10 @@ def check_room(data: Prepared, params: Any, base: BaseSpec) -> None:
     longest = max(len(example.ids) for example in (*data.train_examples, *(data.held_out or ())))
     if longest > room:
         less = f" after {virtual} virtual tokens" if virtual else ""
+        fewer = base.context_length - longest
+        # A prompt of no tokens is no way out.
+        instead = f", or adapter.num_virtual_tokens to at most {fewer}" if virtual and fewer > 0 else ""
         raise InvalidInputError(
             f"data.max_length: the longest example has {longest} tokens, and the context of this base holds {room}"
-            f"{less}; set it to {room}"
+            f"{less}; set it to {room}{instead}"
         )

@@ -119,6 +119,13 @@ def train(
     metavar="FILE.yaml",
     help="Write each row with a template of training and with a held-out one, and score the two apart.",
 )
+@click.option(
+    "--stack-on",
+    metavar="REFERENCE",
+    multiple=True,
+    help="A bottleneck adapter below this one, instead of what it was trained on; may be repeated, the lowest first. "
+    '"none": nothing.',
+)
 @dtype_option
 @json_option
 @quiet_option
@@ -131,6 +138,7 @@ def evaluate(
     merged: bool,
     rows: int | None,
     templates: Path | None,
+    stack_on: tuple[str, ...],
     dtype: str,
     as_json: bool,
     quiet: bool,
@@ -147,15 +155,27 @@ def evaluate(
       weft eval acme/topics:production held-out.jsonl --merged
       weft eval - held-out.jsonl --base smol
       weft eval ./runs/nli/artifact held-out.jsonl --templates nli.yaml
+      weft eval ./runs/qa-english held-out-german.jsonl --stack-on acme/german
     """
     if artifact == "-" and (base is None or merged):
         raise click.UsageError("the base alone, -, needs --base NAME, and has nothing to merge")
+    if artifact == "-" and stack_on:
+        raise click.UsageError("--stack-on names what lies below an adapter; the base alone, -, is none")
     from weft_trainer.api import evaluate_artifact
 
+    below = () if stack_on == ("none",) else stack_on or None
     found = nullcontext() if artifact == "-" else artifact_directory(artifact, registry_target, quiet)
     with found as directory:
         scores = evaluate_artifact(
-            directory, data, base, merged, dtype=dtype, rows=rows, templates=templates, report=reporter(quiet)
+            directory,
+            data,
+            base,
+            merged,
+            dtype=dtype,
+            rows=rows,
+            templates=templates,
+            stack_on=below,
+            report=reporter(quiet),
         )
     if as_json:
         echo_json(scores)

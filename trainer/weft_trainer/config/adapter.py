@@ -9,7 +9,7 @@ from pathlib import Path
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.bottleneck import MAX_SIZE, NON_LINEARITIES, PLACES, READS
 from weft_registry.kinds.low_rank import MAX_RANK
-from weft_trainer.config.strict import ConfigError
+from weft_trainer.config.strict import ConfigError, given
 
 ALL = "all"
 
@@ -115,7 +115,20 @@ class PrefixOptions:
     encoder_hidden_size: int | None = field(default=None, metadata={"least": 1})
     """Width of that MLP; None means the prefix's own width per layer."""
     init_scale: float = field(default=0.1, metadata={"above": 0})
-    """Standard deviation of the random start, without `init_text`."""
+    """Standard deviation of the random start, without `init_text` and without `prefix_projection`."""
+
+    def __post_init__(self) -> None:
+        if self.encoder_hidden_size is not None and not self.prefix_projection:
+            raise ConfigError(
+                "adapter.encoder_hidden_size",
+                "without effect: it is the width of the MLP that adapter.prefix_projection: true trains; give that "
+                "too, or leave it out",
+            )
+        for name in ("init_text", "prefix_projection"):
+            if given(self, "init_scale") and given(self, name):
+                raise ConfigError(
+                    "adapter.init_scale", f"without effect: adapter.{name} decides the first values; leave it out"
+                )
 
 
 @dataclass(frozen=True)
@@ -251,6 +264,10 @@ class BottleneckOptions:
     """Layers that have none, of those that `layers` means."""
     dropout: float = field(default=0.0, metadata={"least": 0, "most": 0.99})
     """Probability that a number of the network's output is dropped in training."""
+    stack_on: tuple[str, ...] = ()
+    """Bottleneck adapters that lie frozen below this one at every sublayer, the lowest first: references
+    ("acme/german:v1"), or "NAMESPACE/NAME=DIRECTORY" for an artifact directory and the name that it will be pushed
+    under. MAD-X trains a task adapter on the adapter of a language so, and serves it on another's."""
 
     def __post_init__(self) -> None:
         if self.reduction_factor is not None and self.bottleneck_size is not None:
@@ -273,3 +290,11 @@ class FusionOptions:
     """Whether there is a value matrix (AdapterHub's "dynamic" fusion) or none ("static")."""
     regularization: float = field(default=0.01, metadata={"least": 0})
     """Weight of the value matrices' squared distance from the identity in the loss (section 3.2.2 of the paper)."""
+
+    def __post_init__(self) -> None:
+        if not self.value and given(self, "regularization"):
+            raise ConfigError(
+                "adapter.regularization",
+                "without effect: it draws the value matrices to the identity, and adapter.value: false has none; leave "
+                "it out",
+            )

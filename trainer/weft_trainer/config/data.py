@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weft_trainer.config.strict import ConfigError
+from weft_trainer.config.strict import ConfigError, given
 
 # The keys of `weft_trainer.data.formats.READERS`, as a test sees to.
 FORMATS = ("prompt-completion", "messages", "alpaca", "sharegpt", "text")
 LOSS_ON = ("all", "last")
 INVALID = ("error", "drop")
+NOTHING_HELD_OUT = "no examples are held out; give data.eval, or a data.eval_fraction above 0"
+"""What is missing where something needs them, and the way out."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,27 @@ class DataConfig:
             for index, dataset in enumerate(self.training_sets):
                 if dataset.eval_fraction is not None:
                     raise ConfigError(f"data.train[{index}].eval_fraction", "without effect beside data.eval")
+        if given(self, "eval_fraction"):
+            if self.eval is not None:
+                raise ConfigError(
+                    "data.eval_fraction",
+                    "without effect: data.eval is what is held out; give one of the two (on the command line "
+                    f"data.eval_fraction={type(self).eval_fraction}, its default, takes this one back)",
+                )
+            if all(dataset.eval_fraction is not None for dataset in self.training_sets):
+                raise ConfigError("data.eval_fraction", "without effect: every file has one of its own; leave it out")
+        if self.eval_rows is not None and not self.holds_out:
+            raise ConfigError("data.eval_rows", f"without effect: {NOTHING_HELD_OUT}, or leave it out")
 
     @property
     def training_sets(self) -> tuple[DatasetConfig, ...]:
         """`train` as a list."""
         return (DatasetConfig(self.train),) if isinstance(self.train, Path) else self.train
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out examples."""
+        return self.eval is not None or any(self.fraction_of(dataset) > 0 for dataset in self.training_sets)
 
     def fraction_of(self, dataset: DatasetConfig) -> float:
         """How much of a training file is held out, where `eval` is not given."""

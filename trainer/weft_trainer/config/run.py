@@ -12,8 +12,10 @@ weft train topic.yaml training.learning_rate=5e-4 adapter.layers=all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +23,7 @@ import yaml
 
 from weft_registry import canonical
 from weft_registry import digest as digests
-from weft_registry.errors import InvalidInputError
+from weft_registry.errors import InvalidInputError, WeftError
 from weft_registry.kinds.schema import format_decimal
 from weft_registry.names import nearest
 from weft_trainer.config import strict
@@ -39,10 +41,16 @@ from weft_trainer.config.adapter import (
     PTuningV2Options,
     QLoraOptions,
 )
-from weft_trainer.config.data import DataConfig
-from weft_trainer.config.objective import CompletionOptions, ObjectiveOptions, check_objective, read_objective
+from weft_trainer.config.data import NOTHING_HELD_OUT, DataConfig
+from weft_trainer.config.objective import (
+    CompletionOptions,
+    DpoOptions,
+    ObjectiveOptions,
+    check_objective,
+    read_objective,
+)
 from weft_trainer.config.start import check_start
-from weft_trainer.config.yaml_source import YamlSource
+from weft_trainer.config.yaml_source import YamlSource, path_of
 
 Options: TypeAlias = (
     LowRankOptions
@@ -155,9 +163,9 @@ class TrainingConfig:
     """adamw, or another of transformers' `optim` names. Those that need a package or a GPU that is not there are
     refused before anything is loaded."""
     schedule: str = field(default="linear", metadata={"choices": SCHEDULES})
-    """How the rate falls after the warm-up."""
+    """How the rate falls after the warm-up. "constant" has none, and "constant_with_warmup" stays at its peak."""
     warmup: float = field(default=0.05, metadata={"least": 0, "most": 1})
-    """Share of the steps over which the rate rises to its peak."""
+    """Share of the steps over which the rate rises to its peak; not with `schedule: constant`."""
     weight_decay: float = field(default=0.0, metadata={"least": 0})
     """Decoupled weight decay."""
     max_grad_norm: float = field(default=1.0, metadata={"least": 0})
@@ -191,6 +199,16 @@ class TrainingConfig:
             raise InvalidInputError(
                 f"training.epochs: without effect beside training.steps, which is {self.steps}; keep one of the two "
                 "(on the command line training.epochs=null takes this one back, training.steps=null the other)"
+            )
+        if self.schedule == "constant" and self.warmup and strict.given(self, "warmup"):
+            raise strict.ConfigError(
+                "training.warmup",
+                f"{self.warmup}, but training.schedule: constant has no warm-up; take constant_with_warmup, or leave "
+                "it out",
+            )
+        if self.early_stopping_patience is not None and self.eval_every is None:
+            raise strict.ConfigError(
+                "training.early_stopping_patience", "it counts evaluations; give training.eval_every too"
             )
 
     @property
@@ -230,6 +248,11 @@ class TrainConfig:
     description: str = ""
     """One or two sentences for the model card."""
 
+    def __post_init__(self) -> None:
+        # Early stopping needs it too, and so is refused with it.
+        if self.training.eval_every is not None and not self.data.holds_out:
+            raise strict.ConfigError("training.eval_every", f"without effect: {NOTHING_HELD_OUT}, or leave it out")
+
     @property
     def adapter_name(self) -> str:
         """`name`, or the last part of `output`."""
@@ -263,18 +286,39 @@ class TrainConfig:
         return digests.of_bytes(canonical.dumps(self.as_json()))
 
 
+_KEYS = frozenset(field.name for field in fields(TrainConfig))
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The run that a YAML file and `dotted.key=value` overrides describe.
 
     Raises `NotFoundError` if there is no such file, `InvalidInputError` naming what is wrong, with its line and column
     or the override that says it.
     """
+    return load_with_source(path, overrides)[0]
+
+
+def load_with_source(path: Path, overrides: Sequence[str] = ()) -> tuple[TrainConfig, YamlSource]:
+    """`load`, and where each setting is said: for `locating`."""
     source = YamlSource(path)
     source.override(overrides)
     try:
-        return parse(source.document)
+        return parse(source.document), source
     except InvalidInputError as error:
         raise source.locate(error) from error
+
+
+@contextmanager
+def locating(source: YamlSource) -> Generator[None]:
+    """Within it, an error that names a key of the run begins with the line and column, or the override, that says it:
+    what only a base can refuse, such as a module that it has not. All others stay as they are."""
+    try:
+        yield
+    except WeftError as error:
+        path = path_of(error)
+        if re.split(r"[.\[]", path)[0] in _KEYS:
+            error.begin(f"{source.origin(path)}: ")
+        raise
 
 
 def parse(document: Mapping[str, Any]) -> TrainConfig:
@@ -299,6 +343,13 @@ def parse(document: Mapping[str, Any]) -> TrainConfig:
     check_objective(config.objective, config.data)
     if config.start is not None:
         check_start(config.method, adapter)
+    stacked = isinstance(adapter, BottleneckOptions) and bool(adapter.stack_on)
+    if stacked and isinstance(objective, DpoOptions) and objective.reference == "base":
+        raise strict.ConfigError(
+            "adapter.stack_on",
+            "the reference of dpo is the base, on which nothing is stacked; begin at an adapter (start), which is then "
+            "the reference, with what lies below it",
+        )
     if config.data.packing and config.method not in PACKABLE:
         raise strict.ConfigError(
             "data.packing",

@@ -59,6 +59,12 @@ def read(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     return cls(**found)
 
 
+def given(options: object, name: str) -> bool:
+    """Whether a setting of a dataclass was given: one that has its default is as good as left out."""
+    (default,) = [field.default for field in fields(options) if field.name == name]  # type: ignore[arg-type]
+    return bool(getattr(options, name) != default)
+
+
 def _convert(kind: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from weft_registry.errors import InvalidInputError, NotFoundError
+from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
 from weft_trainer.config.strict import ConfigError
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -62,15 +62,13 @@ class YamlSource:
 
     def locate(self, error: InvalidInputError) -> InvalidInputError:
         """The same error, beginning with the file, line and column, or the override, that it is about."""
-        if isinstance(error, ConfigError):
-            at = error.path
-        else:
-            # A dataclass that refuses a combination of its values names the key in its message.
-            match = _LEADING_PATH.match(error.message)
-            at = match[1] if match else ""
-        while at not in self._origins:
-            at = at[: max(at.rfind("."), at.rfind("["), 0)]
-        return InvalidInputError(f"{self._origins[at]}: {error.message}", reason=error.reason)
+        return InvalidInputError(f"{self.origin(path_of(error))}: {error.message}", reason=error.reason)
+
+    def origin(self, path: str) -> str:
+        """Where a dotted path is said, or what holds it: file, line and column, or the override."""
+        while path not in self._origins:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self._origins[path]
 
     def _refuse_twice(self, root: Node) -> None:
         for node in _nodes(root):
@@ -134,6 +132,15 @@ class YamlSource:
         for old in [known for known in self._origins if known.startswith((f"{path}.", f"{path}["))]:
             del self._origins[old]
         self._origins[path] = origin
+
+
+def path_of(error: WeftError) -> str:
+    """The dotted path that an error is about; empty where it names none."""
+    if isinstance(error, ConfigError):
+        return error.path
+    # What refuses a combination of values, or what needs more than the document, names the key in its message.
+    match = _LEADING_PATH.match(error.message)
+    return match[1] if match else ""
 
 
 def check_size(root: Node, what: str) -> None:

@@ -6,7 +6,8 @@
     sharegpt            {"conversations": [{"from": "human", "value": "..."}, ...], "system": "..."}
     text                {"text": "..."}: plain text without a question, all of which is learnt
 
-Records of the other formats often have the whole example as `text` besides, which is then not read. A key whose value is null counts as absent.
+Records of the other formats often have the whole example as `text` besides, which is then not read. A key whose value
+is null counts as absent.
 """
 
 from __future__ import annotations

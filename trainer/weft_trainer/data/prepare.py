@@ -9,6 +9,7 @@ from weft_registry.kinds.schema import format_decimal
 from weft_trainer.config.data import DataConfig, DatasetConfig
 from weft_trainer.config.objective import DpoOptions
 from weft_trainer.config.run import TrainConfig
+from weft_trainer.config.strict import ConfigError
 from weft_trainer.data import rows as raw
 from weft_trainer.data.mixing import mixture
 from weft_trainer.data.packing import Plan, plan
@@ -61,18 +62,29 @@ def prepare(config: TrainConfig, encoder: TextEncoder) -> Prepared:
     if isinstance(config.objective, DpoOptions):
         pairs, held_pairs = pair_datasets(config, encoder)
         return Prepared(tuple(pairs), tuple(held_pairs), None, ())
-    training: list[Dataset] = []
-    held_out: list[Rows] = []
-    for dataset in data.training_sets:
-        rows, held = _read_training(dataset, data, seed)
-        training.append(tokenize(rows, encoder, data.max_length, data.loss_on))
-        held_out += held
+    read = [_read_training(dataset, data, seed) for dataset in data.training_sets]
+    _check_loss_on(data, [rows for rows, _ in read])
+    training = [tokenize(rows, encoder, data.max_length, data.loss_on) for rows, _ in read]
+    held_out = [rows for _, held in read for rows in held]
     for dataset in data.evaluation_sets:
         held_out += _read_evaluation(dataset, data, seed)
     # The last answer alone, as `weft eval` scores it.
     evaluation = tuple(tokenize(rows, encoder, data.max_length) for rows in held_out)
     planned, weighted, notes = _plan(config, training)
     return Prepared(weighted, evaluation, planned, notes)
+
+
+def _check_loss_on(data: DataConfig, training: Sequence[Rows]) -> None:
+    """Raises `ConfigError` for `loss_on: last` where every record is one answer, whatever it says."""
+    if data.loss_on == "all":
+        return
+    for dataset, rows in zip(data.training_sets, training, strict=True):
+        # Of a conversation, today's may be short; a template writes one answer, even as a user's turn.
+        if dataset.templates is None and any(isinstance(row.prompt, tuple) for row in rows.rows):
+            return
+    raise ConfigError(
+        "data.loss_on", f"{data.loss_on} is without effect: no training file has conversations; leave it out"
+    )
 
 
 def _read_training(dataset: DatasetConfig, data: DataConfig, seed: int) -> tuple[Rows, list[Rows]]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,13 +24,17 @@ from weft_trainer.config.adapter import BottleneckOptions
 from weft_trainer.config.strict import ConfigError
 from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods import targets
-from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.methods.parts import Part
+from weft_trainer.modeling.adapted import AdaptedModel, Outcome
 from weft_trainer.modeling.base import TrainingBase
-from weft_trainer.modeling.sublayers import SublayerModel
+from weft_trainer.modeling.sublayers import SublayerModel, lay_frozen
+
+_STACKED_ON = "stacked_on"
+# The key of a manifest's provenance that names what lay below an adapter when it was trained, the lowest first.
 
 
 class BottleneckMethod(ABC):
-    """What the three methods share."""
+    """What the three methods share. Its parts are the adapters that lie below the one that is trained."""
 
     name: str
     kind = "bottleneck"
@@ -36,6 +43,20 @@ class BottleneckMethod(ABC):
     non_linearity: str
     reduction_factor: float
     scaling: float
+
+    def __init__(self, below: Sequence[Part] = ()) -> None:
+        self._below = tuple(below)
+
+    def over(self, parts: Sequence[Part]) -> Self:
+        """See `CompositeMethod.over`. Raises `ConfigError` for a part of another kind."""
+        for part in parts:
+            if not isinstance(part.adapter.params, BottleneckParams):
+                raise ConfigError(
+                    "adapter.stack_on",
+                    f"{part.reference} is of the kind {part.adapter.kind.name}; only bottleneck adapters are stacked",
+                    reason="PART_REFUSED",
+                )
+        return type(self)(parts)
 
     @abstractmethod
     def start(self, down: nn.Linear, up: nn.Linear) -> None:
@@ -67,21 +88,22 @@ class BottleneckMethod(ABC):
 
     def first_layer(self, params: BottleneckParams) -> int:
         """See `Method.first_layer`."""
-        return params.layers[0]
+        lowest: list[int] = [params.layers[0], *(part.adapter.params.layers[0] for part in self._below)]
+        return min(lowest)
 
     def attach(
         self, base: TrainingBase, params: BottleneckParams, options: BottleneckOptions, encoder: TextEncoder
     ) -> AdaptedModel:
         """At or near the base itself, as the method's paper starts."""
-        model = BottleneckModel(base, params, options.dropout)
-        for network in model.networks.values():
-            assert isinstance(network, BottleneckNetwork)
-            self.start(network.adapter_down, network.adapter_up)
+        model = BottleneckModel(base, params, options.dropout, self._below)
+        for one in model.networks.values():
+            assert isinstance(one, BottleneckNetwork)
+            self.start(one.adapter_down, one.adapter_up)
         return model
 
     def bare(self, base: TrainingBase, params: BottleneckParams) -> AdaptedModel:
         """See `Method.bare`."""
-        return BottleneckModel(base, params, dropout=0.0)
+        return BottleneckModel(base, params, 0.0, self._below)
 
 
 class HoulsbyMethod(BottleneckMethod):
@@ -124,14 +146,29 @@ class ParallelMethod(BottleneckMethod):
 
 
 class BottleneckModel(SublayerModel):
-    """The base with a network at the end of each chosen sublayer."""
+    """The base with a network at the end of each chosen sublayer, after those of the adapters below."""
 
-    def __init__(self, base: TrainingBase, params: BottleneckParams, dropout: float) -> None:
+    def __init__(self, base: TrainingBase, params: BottleneckParams, dropout: float, below: Sequence[Part]) -> None:
         super().__init__(base)
+        self._below = [str(part.reference) for part in below]
+        for part in below:
+            lay_frozen(base, part.adapter)
         hidden = base.stored.spec.hidden_size
         for layer in params.layers:
             for place in params.places:
                 self.put(layer, place, BottleneckNetwork(hidden, params, dropout))
+
+    def outcome(self, params: Any) -> Outcome:
+        """See `AdaptedModel.outcome`; it says what lies below."""
+        found = super().outcome(params)
+        return replace(found, provenance={_STACKED_ON: self._below}) if self._below else found
+
+
+def stacked_on(kind: str, provenance: Mapping[str, Any]) -> Sequence[str]:
+    """What lay below an adapter of that kind when it was trained, the lowest first, as references; by its manifest's
+    provenance, which is free-form."""
+    found = provenance.get(_STACKED_ON) if kind == BottleneckMethod.kind else None
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list | tuple) else []
 
 
 class BottleneckNetwork(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weft_adapters.base import layout
+from weft_adapters.base.load import StoredBase
 from weft_adapters.extract_checkpoint import extraction_provenance
 from weft_adapters.extraction import Truncation, extract
 from weft_adapters.finetuning import differences
@@ -23,6 +24,7 @@ from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError, PreconditionError
 from weft_registry.kinds.low_rank import LowRankParams
 from weft_trainer.config.adapter import FullOptions
+from weft_trainer.config.strict import ConfigError
 from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods import unfreezing
 from weft_trainer.methods.lora import LoraMethod
@@ -94,22 +96,9 @@ class FullModel(AdaptedModel):
 
     def __init__(self, base: TrainingBase, params: FullParams) -> None:
         super().__init__(base)
-        stored = base.stored
         self.params = params
-        self.names = unfreezing.resolve(params.unfreeze, params.freeze, _actual(base))
+        self.names = trained_weights(base.stored, params)
         """What is trained, by the names that transformers gives the weights."""
-        carried = set(unfreezing.carried(stored.spec))
-        rest = [name for name in self.names if name not in carried]
-        if rest and not params.ignore_rest:
-            raise InvalidInputError(
-                f"adapter.unfreeze: no LoRA can carry what {', '.join(rest[:5])}{' and others' * (len(rest) > 5)} "
-                "would learn; name them in adapter.freeze, or set adapter.ignore_rest to train them and leave that out "
-                "of the adapter"
-            )
-        if len(rest) == len(self.names):
-            raise InvalidInputError(
-                "adapter.unfreeze: nothing of it can be carried by a LoRA: the adapter would be empty"
-            )
         self.weights: dict[str, nn.Parameter] = {name: self._thaw(name) for name in self.names}
         # Registered once and as a whole, so that `named_parameters` finds the weights in their places in the model.
         self.model = base.model
@@ -193,8 +182,25 @@ def _base_weight(base: TrainingBase, name: str) -> Tensor:
     return stored.dense(name, torch.float32)
 
 
-def _actual(base: TrainingBase) -> list[str]:
-    return [*(f"{module}.weight" for module in base.stored.spec.linears), *layout.dense_tensors(base.stored.config)]
+def trained_weights(stored: StoredBase, params: FullParams) -> tuple[str, ...]:
+    """What a run trains, by the names that transformers gives the weights. Raises `ConfigError` for what this base has
+    not, or no LoRA can carry."""
+    actual = [*(f"{module}.weight" for module in stored.spec.linears), *layout.dense_tensors(stored.config)]
+    names = unfreezing.resolve(params.unfreeze, params.freeze, actual)
+    carried = set(unfreezing.carried(stored.spec))
+    rest = [name for name in names if name not in carried]
+    if rest and not params.ignore_rest:
+        raise ConfigError(
+            "adapter.unfreeze",
+            f"no LoRA can carry what {', '.join(rest[:5])}{' and others' * (len(rest) > 5)} would learn; name them in "
+            "adapter.freeze, or set adapter.ignore_rest to train them and leave that out of the adapter",
+        )
+    if len(rest) == len(names):
+        raise ConfigError(
+            "adapter.unfreeze",
+            "nothing of it can be carried by a LoRA: the adapter would be empty; add some of the linears",
+        )
+    return names
 
 
 def _possible(base: BaseSpec) -> list[str]:

@@ -7,7 +7,6 @@ Stage one of the paper is any bottleneck method, once for each part; this is sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods.parts import Part
 from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.modeling.base import TrainingBase
-from weft_trainer.modeling.sublayers import SublayerModel
+from weft_trainer.modeling.sublayers import SublayerModel, frozen
 
 
 class FusionMethod:
@@ -88,7 +87,7 @@ class FusionModel(SublayerModel):
         for layer in params.layers:
             for place in params.places:
                 found = [network(part.adapter, layer, place) for part in parts]
-                over = [_frozen(one, base) for one in found if one is not None]
+                over = [frozen(one, base) for one in found if one is not None]
                 self.put(layer, place, FusionLayer(hidden, over, params.value))
 
     def forward(self, *, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
@@ -143,11 +142,3 @@ class FusionLayer(nn.Module):
         p_TP = (q_TE[:, None].float() * k_TPE.float()).sum(-1).softmax(-1)
         mixed_TE = (p_TP[..., None] * v_TPE.float()).sum(-2)
         return y_BTE + mixed_TE.to(dtype).view(y_BTE.shape)
-
-
-def _frozen(one: Network, base: TrainingBase) -> Network:
-    """A part's network as the base computes with it."""
-    down_dE, down_d, up_Ed, up_E = (
-        tensor.detach().to(base.device, base.dtype) for tensor in (one.down_dE, one.down_d, one.up_Ed, one.up_E)
-    )
-    return replace(one, down_dE=down_dE, down_d=down_d, up_Ed=up_Ed, up_E=up_E)

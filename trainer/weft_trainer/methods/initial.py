@@ -24,15 +24,13 @@ from torch import Tensor, nn
 
 from weft_adapters.base.huggingface import read_linears
 from weft_adapters.base.load import StoredBase
+from weft_adapters.base.quantize import quantize
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.low_rank import MAX_RANK, LowRankParams
 from weft_trainer.config.adapter import LoraOptions
 
 SUBTRACTED = ("pissa", "olora")
 """The initialisations that are taken out of the delta again."""
-_MOST_LOST = 0.5
-"""Share of a weight's norm that 4-bit quantization may have lost. It loses about a tenth; another model's weights are
-off by more than their own norm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +137,29 @@ def _lost(stored: StoredBase, module: str, original_NK: Tensor, path: Path) -> T
             f"adapter.original: {module} is {tuple(original_NK.shape)} in {path}, and {tuple(weight_NK.shape)} in the "
             "base: give the model that the base was quantized from"
         )
-    lost_NK = original_NK.float() - weight_NK
-    share = float(lost_NK.norm() / original_NK.float().norm())
-    if not share <= _MOST_LOST:
+    quant = stored.spec.fingerprint.quant
+    where = f"adapter.original: {module} in {path}"
+    original_NK = original_NK.float()
+    try:
+        nearest_NK = quantize(original_NK, quant.group_size, where, quant.bits).dequantize()
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error.message}: give the model that the base was quantized from") from error
+    lost_NK = original_NK - weight_NK
+    lost, least, size = (float(tensor.norm()) for tensor in (lost_NK, original_NK - nearest_NK, original_NK))
+    # As far off are the weights of a model that has nothing to do with the base's, for nothing cancels.
+    unrelated = math.hypot(size, float(weight_NK.norm()))
+    # How much is lost depends on bits, group and weights: a twelfth at 4 bits, half or even all at 2. A calibrated base
+    # lost a tenth more than the nearest codes do, and another model is 1.7 to 17 times as far off: the border is midway
+    # between, as factors go.
+    if lost > math.sqrt(least * unrelated):
         raise InvalidInputError(
-            f"adapter.original: {module} in {path} differs from the base's by {share:.0%} of its size, where "
-            "quantization loses about a tenth: give the model that the base was quantized from"
+            f"{where} differs from the base's by {_share(lost, size)} of its size, where quantizing it to "
+            f"{quant.bits} bits in groups of {quant.group_size} loses {_share(least, size)}: give the model that the "
+            "base was quantized from"
         )
     return lost_NK
+
+
+def _share(part: float, whole: float) -> str:
+    # Of a weight of zeros, nothing is a share.
+    return f"{part / whole:.0%}" if whole else f"{part:.2g}"

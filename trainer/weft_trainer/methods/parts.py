@@ -1,23 +1,31 @@
-"""The adapters that a fusion is made over: from a registry, or from artifact directories that will be pushed."""
+"""The adapters that another is trained over, a fusion's parts or what lies below a bottleneck adapter: from a registry,
+or from artifact directories that will be pushed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from weft_adapters.binding import bind
 from weft_adapters.kinds.kind import Adapter
 from weft_registry import artifact, validation
+from weft_registry.api import RegistryApi, Version
 from weft_registry.base import BaseSpec
-from weft_registry.errors import InvalidInputError, PreconditionError
+from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError, WeftError
 from weft_registry.home import Home
+from weft_registry.manifest import Manifest
 from weft_registry.reference import AdapterName, Reference
 from weft_registry.transfer import open_registry, pull
+from weft_trainer.config.adapter import BottleneckOptions, FusionOptions
+
+Options = TypeVar("Options")
+_NAMED_IN: Mapping[type, str] = {FusionOptions: "parts", BottleneckOptions: "stack_on"}
+"""Which field of a method's options names its parts, by the options' type."""
 
 
 @dataclass(frozen=True)
@@ -29,43 +37,101 @@ class Part:
     adapter: Adapter[Any]
 
 
-def find_parts(wanted: Sequence[str], base: BaseSpec, home: Home | None = None) -> list[Part]:
+def parts_of_run(options: object, base: BaseSpec, home: Home | None) -> list[Part]:
+    """What a run's options say that the adapter is trained over; none for most methods. Raises what `find_parts`
+    raises, and `InvalidInputError` for a fusion of nothing."""
+    field = _NAMED_IN.get(type(options))
+    wanted = getattr(options, field) if field is not None else ()
+    if not wanted and isinstance(options, FusionOptions):
+        raise InvalidInputError("adapter.parts: name the adapters to fuse, such as acme/topics:v1")
+    return find_parts(wanted, base, home, f"adapter.{field}")
+
+
+def pinned(options: Options, parts: Sequence[Part]) -> Options:
+    """The options with their parts by digest."""
+    field = _NAMED_IN.get(type(options))
+    if field is None:
+        return options
+    names: dict[str, Any] = {field: tuple(str(part.reference) for part in parts)}
+    return replace(options, **names)  # type: ignore[type-var]
+
+
+def find_parts(
+    wanted: Sequence[str], base: BaseSpec, home: Home | None = None, where: str = "adapter.parts"
+) -> list[Part]:
     """The parts in this order, each a reference (`acme/topics:v1`) or `NAMESPACE/NAME=DIRECTORY`: an artifact directory
-    and the name that it is, or will be, published under.
+    and the name that it is, or will be, published under. `where` says who names them, for messages.
 
     References are looked up in the registry at WEFT_REGISTRY, else in the embedded one. Raises what `Reference.parse`,
-    the registry, `validate_directory` and `bind` raise, and `PreconditionError` for a part that is yanked.
+    the registry, `validate_directory` and `bind` raise, and `PreconditionError` for a part that is yanked or of another
+    base; the message begins with `where` and the part.
     """
-    if not wanted:
-        raise InvalidInputError("adapter.parts: name the adapters to fuse, such as acme/topics:v1")
     found: list[Part] = []
     registry = None
     try:
-        with TemporaryDirectory(prefix="weft-parts-") as scratch:
-            for number, text in enumerate(wanted):
-                name, equals, directory = text.partition("=")
+        for text in wanted:
+            name, equals, directory = text.partition("=")
+            try:
                 if equals:
                     found.append(_from_directory(AdapterName.parse(name), Path(directory).expanduser(), base))
-                    continue
-                registry = registry or open_registry(home or Home.from_environment())
-                version = registry.resolve(text)
-                if version.yanked:
-                    raise PreconditionError(
-                        f"adapter.parts: {text} is yanked ({version.yank_reason or 'no reason given'}): choose another",
-                        reason="YANKED",
-                        metadata={"part": text, "digest": version.digest},
-                    )
-                path = Path(scratch) / str(number)
-                pull(registry, version, path)
-                adapter = bind(path, version.manifest, base, dtype=torch.float32, digest=version.digest)
-                found.append(Part(Reference(version.adapter, digest=version.digest), adapter))
+                else:
+                    registry = registry or open_registry(home or Home.from_environment())
+                    found.append(_from_registry(registry, text, base))
+            except WeftError as error:
+                error.begin(f"{where}: {text}: ")
+                raise
     finally:
         if registry is not None:
             registry.close()
     return found
 
 
+def _from_registry(registry: RegistryApi, text: str, base: BaseSpec) -> Part:
+    version = _resolved(registry, text)
+    _check_base(text, version.manifest, base)
+    with TemporaryDirectory(prefix="weft-part-") as scratch:
+        path = Path(scratch) / "artifact"
+        pull(registry, version, path)
+        adapter = bind(path, version.manifest, base, dtype=torch.float32, digest=version.digest)
+    return Part(Reference(version.adapter, digest=version.digest), adapter)
+
+
+def _resolved(registry: RegistryApi, text: str) -> Version:
+    try:
+        version = registry.resolve(text)
+    except NotFoundError as error:
+        if error.reason != "YANKED":
+            raise
+        # Its advice, to name the version by its digest, would be refused here.
+        raise _yanked(text, error.metadata.get("yank_reason", ""), error.metadata.get("digest", "")) from error
+    if version.yanked:
+        raise _yanked(text, version.yank_reason, version.digest)
+    return version
+
+
+def _yanked(text: str, reason: str, digest: str) -> PreconditionError:
+    return PreconditionError(
+        f"it is yanked ({reason or 'no reason given'}): nothing is trained over a yanked adapter, choose another "
+        "version or another adapter",
+        reason="YANKED",
+        metadata={"part": text, "digest": digest},
+    )
+
+
+def _check_base(text: str, manifest: Manifest, base: BaseSpec) -> None:
+    have, want = manifest.base, base.fingerprint
+    if have.weights_sha256 != want.weights_sha256:
+        raise PreconditionError(
+            f"it was made for the base {have.id} with weights {have.weights_sha256}, but this run's is {want.id} with "
+            f"weights {want.weights_sha256}: choose a part that was trained on this base",
+            reason="BASE_MISMATCH",
+            metadata={"part": text, "part_base": have.weights_sha256, "base": want.weights_sha256},
+        )
+
+
 def _from_directory(name: AdapterName, directory: Path, base: BaseSpec) -> Part:
+    # Before validation against the base, which says only what does not fit.
+    _check_base(f"{name}={directory}", artifact.read(directory), base)
     manifest = validation.validate_directory(directory, base)
     digest = artifact.read(directory).digest()
     return Part(Reference(name, digest=digest), bind(directory, manifest, base, dtype=torch.float32, digest=digest))

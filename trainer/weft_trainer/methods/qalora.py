@@ -29,14 +29,16 @@ class QaLoraMethod:
     name = kind = "qalora"
 
     def params(self, options: LowRankOptions, base: BaseSpec, encoder: TextEncoder) -> QaLoraParams:
-        """See `Method.params`. Also raises `PreconditionError` for a base whose minima are not floats."""
+        """See `Method.params`. A is (r, K / g), so a rank is at most K / g. Also raises `PreconditionError` for a base
+        whose minima are not floats."""
         quant = base.fingerprint.quant
         if quant.zero_point != "float":
             raise PreconditionError(
                 f"QA-LoRA merges into the minimum of each group, but the base {base.fingerprint.id} has integer zero "
                 "points: train lora on it, or add the base again from a format with float minima"
             )
-        return QaLoraParams(**vars(targets.resolve(options, base)), group_size=quant.group_size)
+        resolved = targets.resolve(options, base, pooled=quant.group_size)
+        return QaLoraParams(**vars(resolved), group_size=quant.group_size)
 
     def first_layer(self, params: QaLoraParams) -> int:
         """See `Method.first_layer`."""

@@ -4,7 +4,7 @@ ones."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +22,7 @@ from weft_registry.transfer import open_registry, pull
 from weft_trainer.config.strict import ConfigError
 from weft_trainer.methods import METHODS
 from weft_trainer.methods.method import Method
+from weft_trainer.methods.parts import Part
 from weft_trainer.methods.worn import bound
 
 _SHOWN = 3
@@ -41,9 +42,9 @@ class Start:
     """What it is in a registry, unless it is in a directory."""
     home: Home
 
-    def read(self, method: Method, stored: StoredBase) -> Adapter[Any]:
-        """It, in float32, for a model of `method`. Raises `ConfigError` for another kind, and what validating, pulling
-        and binding it raise."""
+    def read(self, method: Method, stored: StoredBase) -> tuple[Adapter[Any], Sequence[Part]]:
+        """(it, in float32, for a model of `method`; what it was trained over). Raises `ConfigError` for another kind,
+        and what validating, pulling and binding it raise."""
         if self.manifest.kind != method.kind:
             makers = [name for name, other in METHODS.items() if other.kind == self.manifest.kind]
             raise ConfigError(
@@ -53,12 +54,10 @@ class Start:
             )
         try:
             with self._here() as directory:
-                adapter, _ = bound(directory, stored, self.home)
-                return adapter
+                return bound(directory, stored, self.home)
         except WeftError as error:
             # Which of the run's adapters it is, those know nothing of.
-            error.message = f"start: {self.text}: {error.message}"
-            error.args = (error.message,)
+            error.begin(f"start: {self.text}: ")
             raise
 
     def check_alike(self, params: Any, wanted: Any) -> None:

@@ -12,15 +12,16 @@ from weft_registry.kinds.ia3 import Ia3Params
 from weft_registry.kinds.low_rank import LowRankParams
 from weft_registry.names import nearest
 from weft_trainer.config.adapter import ALL, LowRankOptions
+from weft_trainer.config.strict import ConfigError
 
 ValueT = TypeVar("ValueT")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _TOP = re.compile(r"top:(\d+)")
 
 
-def resolve(options: LowRankOptions, base: BaseSpec) -> LowRankParams:
-    """The parameters at this base. Raises `InvalidInputError` naming what matches no module, and a rank that is over a
-    module's size."""
+def resolve(options: LowRankOptions, base: BaseSpec, *, pooled: int = 1) -> LowRankParams:
+    """The parameters at this base, where A reads sums of `pooled` inputs each. Raises `ConfigError` naming what matches
+    no module, and a rank that is over a module's size."""
     modules = choose(options.target_modules, options.layers, base)
     params = LowRankParams(
         r=options.r,
@@ -31,13 +32,14 @@ def resolve(options: LowRankOptions, base: BaseSpec) -> LowRankParams:
         alpha_pattern=_pattern(options.alpha_pattern, modules, "adapter.alpha_pattern", base),
     )
     for module in modules:
-        if params.rank(module) > min(base.linears[module]):
-            field = f"adapter.rank_pattern[{module!r}]" if module in params.rank_pattern else "adapter.r"
-            n_out, n_in = base.linears[module]
-            raise InvalidInputError(
-                f"{field}: rank {params.rank(module)}, but {module} has {n_out} outputs and {n_in} inputs, and B A "
-                f"there has at most {min(n_out, n_in)} ranks; lower it, or give that module a rank of its own in "
-                "adapter.rank_pattern"
+        n_out, n_in = base.linears[module]
+        most = min(n_out, n_in // pooled)
+        if params.rank(module) > most:
+            groups = f" in {n_in // pooled} groups of {pooled}, of each of which A reads the sum" if pooled > 1 else ""
+            raise ConfigError(
+                _rank_key(options, module),
+                f"rank {params.rank(module)}, but {module} has {n_out} outputs and {n_in} inputs{groups}: B A has at "
+                f"most {most} ranks there; lower it, or give that module a rank of its own in adapter.rank_pattern",
             )
     return params
 
@@ -48,15 +50,16 @@ def choose(targets: tuple[str, ...], layers: str | tuple[int, ...], base: BaseSp
     chosen = chosen_layers(layers, base.num_layers)
     for target in targets:
         if target != ALL and not any(_is(module, target) for module in base.linears):
-            raise InvalidInputError(_no_such("adapter.target_modules", target, base.linears))
+            raise ConfigError("adapter.target_modules", f"{target!r} is {_no_such(target, base.linears)}")
     modules = tuple(
         module
         for module in base.linears
         if _layer(module) in chosen and any(target == ALL or _is(module, target) for target in targets)
     )
     if not modules:
-        raise InvalidInputError(
-            f"adapter.target_modules {list(targets)} and adapter.layers {layers!r} have no module in common"
+        raise ConfigError(
+            "adapter.target_modules",
+            f"{list(targets)} and adapter.layers {layers!r} have no module in common; widen one of the two",
         )
     return modules
 
@@ -65,7 +68,7 @@ def among(names: tuple[str, ...], modules: tuple[str, ...], field: str, base: Ba
     """Those of the adapted `modules` that `names` mean, likewise. Raises `InvalidInputError` naming `field`."""
     for name in names:
         if not any(_is(module, name) for module in modules):
-            raise InvalidInputError(_no_such(field, name, modules))
+            raise ConfigError(field, f"{name!r} is {_no_such(name, modules)}")
     return tuple(module for module in modules if any(_is(module, name) for name in names))
 
 
@@ -106,13 +109,19 @@ def _pattern(given: Mapping[str, ValueT], modules: tuple[str, ...], field: str, 
     for target in sorted(given, key=len):
         hits = [module for module in modules if _is(module, target)]
         if not hits:
-            raise InvalidInputError(_no_such(field, target, modules))
+            raise ConfigError(f"{field}.{target}", _no_such(target, modules))
         found.update(dict.fromkeys(hits, given[target]))
     return found
 
 
-def _no_such(field: str, target: str, modules: Collection[str]) -> str:
+def _rank_key(options: LowRankOptions, module: str) -> str:
+    """The key that says a module's rank."""
+    keys = [target for target in options.rank_pattern if _is(module, target)]
+    return f"adapter.rank_pattern.{max(keys, key=len)}" if keys else "adapter.r"
+
+
+def _no_such(target: str, modules: Collection[str]) -> str:
     parts = sorted({module.rpartition(".")[2] for module in modules})
     near = nearest(target, [*parts, *modules], most=1)
     hint = f"did you mean {near[0]!r}?" if near else f"last parts are {', '.join(parts)}"
-    return f"{field}: {target!r} is no linear module among those adapted; {hint}"
+    return f"no linear module among those adapted; {hint}"

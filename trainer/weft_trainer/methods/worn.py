@@ -16,10 +16,11 @@ from weft_adapters.kinds.kind import Adapter
 from weft_adapters.processor import fast_dtype
 from weft_registry import artifact
 from weft_registry.base import BaseStore
-from weft_registry.errors import NotFoundError
+from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_registry.home import Home
 from weft_registry.parts import parts_of
 from weft_trainer.methods import method_of_kind, over
+from weft_trainer.methods.bottleneck import BottleneckMethod, stacked_on
 from weft_trainer.methods.parts import Part, find_parts
 from weft_trainer.modeling.adapted import AdaptedModel, BareModel
 from weft_trainer.modeling.base import build
@@ -54,9 +55,11 @@ def wear(
     *,
     merged: bool = False,
     device: torch.device | None = None,
+    stack_on: Sequence[str] | None = None,
 ) -> AdaptedModel:
     """The base with the artifact in `directory` (None: alone), ready to evaluate; `device` None is a GPU if there is
-    one, and `dtype` None what is fastest there. Raises what binding raises, and merging if it is asked for."""
+    one, and `dtype` None what is fastest there. `stack_on` are the adapters that lie below a bottleneck adapter; None:
+    those that it was trained on. Raises what binding raises, and merging if it is asked for."""
     where = device or default_device()
     dtype = dtype or fast_dtype(where)
     if directory is None:
@@ -64,7 +67,7 @@ def wear(
     elif merged:
         model = _merged(directory, stored, dtype, home, where)
     else:
-        model = _adapted(directory, stored, dtype, home, where)
+        model = _adapted(directory, stored, dtype, home, where, stack_on)
     return model.eval()
 
 
@@ -73,18 +76,33 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def bound(directory: Path, stored: StoredBase, home: Home) -> tuple[Adapter[Any], Sequence[Part]]:
-    """The adapter in `directory` and what it is made over. Binding checks the base and every tensor; float32 because
-    these are the master weights. Raises what `bind` and `find_parts` raise."""
+def bound(
+    directory: Path, stored: StoredBase, home: Home, stack_on: Sequence[str] | None = None
+) -> tuple[Adapter[Any], Sequence[Part]]:
+    """The adapter in `directory` and what it was trained over, or `stack_on` instead of what it was stacked on. Binding
+    checks the base and every tensor; float32 because these are the master weights. Raises what `bind` and `find_parts`
+    raise."""
     manifest = artifact.read(directory)
-    names = [str(part) for part in parts_of(manifest)]
-    parts = find_parts(names, stored.spec, home) if names else []
-    adapters = [part.adapter for part in parts]
-    return bind(directory, manifest, stored.spec, dtype=torch.float32, parts=adapters), parts
+    parts = find_parts([str(part) for part in parts_of(manifest)], stored.spec, home)
+    adapter = bind(directory, manifest, stored.spec, dtype=torch.float32, parts=[part.adapter for part in parts])
+    if stack_on and adapter.kind.name != BottleneckMethod.kind:
+        raise InvalidInputError(
+            f"stack_on: {manifest.name} is of the kind {adapter.kind.name}; only bottleneck adapters lie on others, so "
+            "leave it out"
+        )
+    names = stacked_on(manifest.kind, manifest.provenance) if stack_on is None else stack_on
+    return adapter, [*parts, *find_parts(names, stored.spec, home, "stack_on")]
 
 
-def _adapted(directory: Path, stored: StoredBase, dtype: torch.dtype, home: Home, device: torch.device) -> AdaptedModel:
-    adapter, parts = bound(directory, stored, home)
+def _adapted(
+    directory: Path,
+    stored: StoredBase,
+    dtype: torch.dtype,
+    home: Home,
+    device: torch.device,
+    stack_on: Sequence[str] | None,
+) -> AdaptedModel:
+    adapter, parts = bound(directory, stored, home, stack_on)
     method = over(method_of_kind(adapter.kind.name), parts)
     model = method.bare(build(stored, dtype, device=device), adapter.params)
     model.restore(adapter.tensors)

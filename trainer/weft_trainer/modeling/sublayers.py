@@ -6,11 +6,15 @@ Llama, Mistral, Qwen2 and Qwen3 name the parts of a layer alike.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from weft_registry.kinds.bottleneck import sublayer_prefix
+from weft_adapters.kinds.bottleneck_network import Network, network, read
+from weft_adapters.kinds.kind import Adapter
+from weft_registry.kinds.bottleneck import BottleneckParams, sublayer_prefix
 from weft_trainer.modeling.base import TrainingBase
 from weft_trainer.modeling.inserted import InsertedModel
 
@@ -53,6 +57,28 @@ def at_end_of(base: TrainingBase, layer: int, place: str, change: Change) -> Non
     block: nn.Module = base.model.model.layers[layer - base.first_layer]
     block.get_submodule(norm).register_forward_hook(end.before)
     block.get_submodule(sublayer).register_forward_hook(end.after)
+
+
+def lay_frozen(base: TrainingBase, adapter: Adapter[BottleneckParams]) -> None:
+    """Puts a bottleneck adapter at the ends of the base's sublayers: what is put there later reads what it leaves."""
+    for layer in adapter.params.layers:
+        for place in adapter.params.places:
+            one = network(adapter, layer, place)
+            assert one is not None, "there is one wherever the parameters say so"
+            at_end_of(base, layer, place, partial(_added, frozen(one, base)))
+
+
+def frozen(one: Network, base: TrainingBase) -> Network:
+    """A network of an adapter that is not trained, as the base computes with it."""
+    down_dE, down_d, up_Ed, up_E = (
+        tensor.detach().to(base.device, base.dtype) for tensor in (one.down_dE, one.down_d, one.up_Ed, one.up_E)
+    )
+    return replace(one, down_dE=down_dE, down_d=down_d, up_Ed=up_Ed, up_E=up_E)
+
+
+def _added(one: Network, input_BTE: Tensor, residual_BTE: Tensor, y_BTE: Tensor) -> Tensor:
+    z_BTE = read(one.reads, input_BTE, residual_BTE, y_BTE, y_BTE.dtype)
+    return y_BTE + one.delta(z_BTE.flatten(0, -2)).view(y_BTE.shape)
 
 
 class _End:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from weft_registry import artifact
@@ -17,9 +18,16 @@ _UNITS = {"completion": _TOKEN, "distill": _TOKEN, "dpo": "nats per pair"}
 
 
 def model_card(
-    config: TrainConfig, base: BaseSpec, datasets: list[Dataset], fitted: Fitted, parameters: int, curve: str | None
+    config: TrainConfig,
+    base: BaseSpec,
+    datasets: list[Dataset],
+    fitted: Fitted,
+    parameters: int,
+    curve: str | None,
+    stacked_on: Sequence[str],
 ) -> str:
-    """README.md with its YAML front matter. `curve` is the file of the loss curve beside it."""
+    """README.md with its YAML front matter. `curve` is the file of the loss curve beside it, `stacked_on` what the
+    adapter was trained on, the lowest first."""
     score = fitted.score
     front = [
         "---",
@@ -43,7 +51,7 @@ def model_card(
         "|---|---|---|---|",
     ]
     text += [f"| {d.rows.split} | {d.rows.title} | {len(d.examples)} | `{d.rows.sha256[7:19]}` |" for d in datasets]
-    text += ["", "## Training", "", *_training(config, fitted)]
+    text += ["", "## Training", "", *_training(config, fitted, stacked_on)]
     if curve is not None:
         text += ["", f"![The loss over the steps of training]({curve})"]
     if score is not None:
@@ -60,16 +68,17 @@ def model_card(
         text += [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in own]
         for part in score.parts:
             text.append(f"| exact match of {part.score.examples}, {part.name} | {part.score.exact_match:.4f} |")
-    text += ["", "## Use", "", *_use(config, base)]
+    text += ["", "## Use", "", *_use(config, base, stacked_on)]
     return "\n".join([*front, "", *text])
 
 
-def _training(config: TrainConfig, fitted: Fitted) -> list[str]:
+def _training(config: TrainConfig, fitted: Fitted, stacked_on: Sequence[str]) -> list[str]:
     training = config.training
     examples = training.batch_size * training.gradient_accumulation * training.devices
     unit = "pairs" if config.objective.kind == "dpo" else "packed rows" if config.data.packing else "examples"
     rows = {
         **({} if config.start is None else {"starts at": f"`{config.start}`"}),
+        **({"stacked on": ", ".join(f"`{each}`" for each in stacked_on)} if stacked_on else {}),
         "objective": _objective(config.objective),
         "steps": f"{fitted.steps} of {examples} {unit}",
         "optimizer": training.optimizer,
@@ -88,15 +97,16 @@ def _objective(objective: ObjectiveOptions) -> str:
     return ", ".join([objective.kind, *settings])
 
 
-def _use(config: TrainConfig, base: BaseSpec) -> list[str]:
+def _use(config: TrainConfig, base: BaseSpec, stacked_on: Sequence[str]) -> list[str]:
     name = f"NAMESPACE/{config.adapter_name}"
+    worn = "+".join([*stacked_on, f"{name}:v1"])
     weft = [
         "Published and served by Weft:",
         "",
         "```",
         f"weft push DIRECTORY {name} --tag v1",
         "weft serve --base BASE",
-        f'weft generate {name}:v1 "PROMPT"',
+        f'weft generate {worn} "PROMPT"',
         "```",
         "",
     ]

@@ -27,6 +27,7 @@ from weft_registry.manifest import Manifest, Metric
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.tokenization import Dataset
 from weft_trainer.methods import METHODS
+from weft_trainer.methods.bottleneck import stacked_on
 from weft_trainer.objectives.score import Score
 from weft_trainer.output.card import model_card
 from weft_trainer.output.curve import loss_curve
@@ -83,7 +84,9 @@ def export(
         picture = loss_curve(fitted.history)
         if picture is not None:
             (staging / CURVE).write_bytes(picture)
-        card = model_card(config, stored.spec, datasets, fitted, parameters, CURVE if picture is not None else None)
+        provenance = {**_provenance(config, datasets, fitted.steps), **(extra or {})}
+        below, curve = stacked_on(kind, provenance), CURVE if picture is not None else None
+        card = model_card(config, stored.spec, datasets, fitted, parameters, curve, below)
         (staging / artifact.CARD).write_text(card)
         manifest = artifact.describe(
             staging,
@@ -93,7 +96,7 @@ def export(
             name=config.adapter_name,
             license=config.license,
             tokenizer=tokenizer_block(stored),
-            provenance={**_provenance(config, datasets, fitted.steps), **(extra or {})},
+            provenance=provenance,
             metrics=_metrics(datasets, fitted),
         )
         artifact.write_manifest(staging, manifest)

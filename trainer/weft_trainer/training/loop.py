@@ -16,7 +16,6 @@ from typing import Any
 from torch.utils.data import Dataset as TorchDataset
 from transformers import TrainingArguments
 
-from weft_registry.errors import InvalidInputError
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.batches import Batch
 from weft_trainer.modeling.adapted import AdaptedModel
@@ -44,16 +43,6 @@ class Fitted:
     """The losses on the way."""
     trained: Score | None = None
     """Where the adapter only approximates what was trained: the score of that, and `score` is the adapter's."""
-
-
-def check_training(config: TrainConfig, *, held_out: bool) -> None:
-    """Raises `InvalidInputError` for settings of the loop that contradict each other."""
-    training = config.training
-    if training.early_stopping_patience is not None and not (training.eval_every and held_out):
-        raise InvalidInputError(
-            "training.early_stopping_patience: it counts evaluations, so it needs training.eval_every, and held-out "
-            "examples (data.eval or data.eval_fraction)"
-        )
 
 
 def fit(
