@@ -58,9 +58,9 @@ def _attach(setup: Setup, sources: Sequence[Source], scratch: Path, report: Repo
     setup.course.before(base, sources, scratch, report)
     set_seed(config.training.seed)
     if config.adapter is None:
-        model = setup.method.bare(base, setup.params)
+        model = setup.shape.method.bare(base, setup.shape.params)
     else:
-        model = setup.method.attach(base, setup.params, config.adapter, setup.tokenizer)
+        model = setup.shape.method.attach(base, setup.shape.params, config.adapter, setup.tokenizer)
     if setup.shape.first is not None:
         model.restore(setup.shape.first.tensors)
     model.objective = setup.course.begin(model, sources, report)
@@ -90,11 +90,11 @@ def _export(
 ) -> tuple[Manifest, Fitted]:
     """Writes the artifact, and the whole model where it is kept; an adapter that only approximates is scored first."""
     config, stored = setup.config, setup.stored
-    outcome = model.outcome(setup.params)
+    outcome = model.outcome(setup.shape.params)
     if setup.model_directory is not None and outcome.read is not None:
         write_model(stored, setup.model_directory, outcome.read)
     if not outcome.exact and setup.data.held_out is not None:
-        served = setup.method.bare(setup.base(), outcome.params)
+        served = setup.shape.method.bare(setup.base(), outcome.params)
         served.restore(outcome.tensors)
         fitted = replace(fitted, score=_score(setup, served, sources, report), trained=fitted.score)
     origin = {} if setup.start is None else setup.start.provenance()

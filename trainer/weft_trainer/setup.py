@@ -70,16 +70,6 @@ class Setup:
     """The adapter that it begins at."""
 
     @property
-    def method(self) -> Method:
-        """See `Shape.method`."""
-        return self.shape.method
-
-    @property
-    def params(self) -> Any:
-        """See `Shape.params`."""
-        return self.shape.params
-
-    @property
     def pinned(self) -> TrainConfig:
         """The configuration with the adapters that it begins at and is over by digest: what checkpoints belong to."""
         return _pinned(self.config, self.start, self.shape.parts)
@@ -87,7 +77,7 @@ class Setup:
     @property
     def first_layer(self) -> int:
         """The lowest layer whose input the adapter, or what it is over, can change."""
-        return self.method.first_layer(self.params)
+        return self.shape.method.first_layer(self.shape.params)
 
     @property
     def longest(self) -> int:
