@@ -62,6 +62,13 @@ def test_the_method_decides_what_its_block_may_say(file: Path) -> None:
         ("method=lorra", "method: 'lorra' is not one of lora"),
         ("data.train=", "data.train: expected a path"),
         ("base=[1", "the value is not YAML"),
+        ("name=2024-13-41", "a value is not what it looks like, or its tag says (month must be"),
+        ("training.steps=!!int foo", "override 'training.steps=!!int foo': a value is not what it looks like"),
+        ("name=!!timestamp foo", "put it into quotes"),
+        ("training.resume=!!bool foo", "put it into quotes"),
+        ("training.steps=" + "9" * 5000, "put it into quotes"),
+        ("training.learning_rate=1" + "0" * 400, "training.learning_rate: expected a number"),
+        ("training.seed=4294967296", "training.seed: 4294967296, but at most 4294967295"),
         ("nonsense", "expected KEY=VALUE"),
         ("base.x=1", "'base' is not a group"),
         ("adapter.alpha=0", "adapter.alpha: 0.0, but it must be above 0"),
@@ -301,6 +308,7 @@ def test_a_file_that_is_not_there_or_not_yaml_is_refused(tmp_path: Path) -> None
         ("a: !!python/object/apply:os.getcwd []\n", r"bad\.yaml:1:4: not YAML: .*python/object"),
         ("a: &a {b: *a}\n", r"bad\.yaml:1:4: an alias within what it stands for"),
         ("a: " + "[" * 5000, "nested too deeply"),
+        ("name: 2024-13-41\n", r"bad\.yaml: a value is not what it looks like.*put it into quotes"),
     ],
 )
 def test_what_is_not_yaml_is_one_line_that_says_where(tmp_path: Path, text: str, says: str) -> None:

@@ -46,6 +46,7 @@ def test_both_forms_are_read_and_the_file_is_hashed(tmp_path: Path) -> None:
         ({"instruction": "a", "output": 3}, "output: expected text that is not empty, found 3"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, "from: 'bot' is not one of human"),
         ({"conversations": [{"from": "gpt"}]}, "conversations: expected"),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "from: ['human'] is not one of human"),
         ({"prompt": "a", "completion": ""}, "completion: expected text that is not empty"),
         ({"prompt": 1, "completion": "b"}, "prompt: expected text"),
         ({"messages": [{"role": "user", "content": "x"}]}, "at least two"),

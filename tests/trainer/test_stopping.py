@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def test_a_signal_saves_a_checkpoint_that_the_run_resumes_from_bit_for_bit(
     whole = artifacts.read(run(config, deep_base))
     before = signal.getsignal(number)
     report = Heard(4, send(number))
-    with pytest.raises(PreconditionError, match=r"after step 4 of 6.*checkpoint-4.*--resume") as caught:
+    with pytest.raises(PreconditionError, match=r"after step 4 of 6.*checkpoint-4.*training\.resume=true") as caught:
         runs.train(config, report, deep_base.home)
     assert caught.value.reason == "INTERRUPTED"
     assert caught.value.metadata["signal"] == str(int(number))
@@ -73,7 +74,7 @@ def test_a_process_that_is_asked_to_end_saves_and_says_how_to_go_on(
     document = {"base": deep_base.name, "method": "lora", "output": str(tmp_path / "out"), "training": settings}
     config.write_text(json.dumps(document | {"data": {"train": str(task_file)}, "adapter": {"r": 2}}))
     environment = os.environ | {"WEFT_HOME": str(deep_base.home.root), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "weft_client.cli", "train", str(config), "-q"]
+    command = [sys.executable, "-m", "weft_client.cli", "train", str(config), "adapter.dropout=0.1", "-q"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     log = tmp_path / "out.checkpoints" / "log.jsonl"
     while process.poll() is None and not (log.is_file() and log.read_text().count("\n") > 2):
@@ -84,7 +85,10 @@ def test_a_process_that_is_asked_to_end_saves_and_says_how_to_go_on(
     saved = checkpoints.newest(tmp_path / "out.checkpoints")
     assert saved is not None
     assert said.startswith("error: stopped by SIGTERM after step ")
-    assert f"everything is in {saved}: go on with `weft train CONFIG.yaml --resume`" in said
+    assert f"everything is in {saved}: go on with the same configuration and training.resume=true: weft train" in said
+    # What it says is what runs: the same words, and from where it stopped.
+    words = shlex.split(said.rpartition("training.resume=true: ")[2])
+    assert words == ["weft", *command[3:], "--resume"]
 
 
 def test_a_second_signal_ends_the_run_at_once(deep_base: AddedBase, make_config: MakeConfig) -> None:

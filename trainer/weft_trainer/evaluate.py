@@ -67,4 +67,4 @@ def _read(data: Path, templates: Path | None, rows: int | None) -> list[Rows]:
         return [choose(read_rows(data, "eval"), rows, seed=0)]
     file = read_records(data)
     records = choose(FieldRecords(file, file.records, "eval"), rows, seed=0)
-    return records.evaluation_rows(load_templates(templates), 0, "error")
+    return records.evaluation_rows(load_templates(templates), 0, None)

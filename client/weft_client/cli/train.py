@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -93,7 +95,8 @@ def train(
     except PreconditionError as error:
         if error.reason != "INTERRUPTED":
             raise
-        Failure(error.message).show()
+        again = shlex.join(["weft", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
+        Failure(f"{error.message}: {again}").show()
         # As a shell reports a process that a signal ended.
         raise click.exceptions.Exit(128 + int(error.metadata["signal"])) from error
     published = _publish(artifact, name, tags, aliases, registry_target) if name is not None else None

@@ -176,7 +176,7 @@ class TrainingConfig:
     dense_base: bool = False
     """Keep a dense copy of the base's weights in `dtype` while training instead of dequantizing at every use: 2 bytes
     a weight in bfloat16 instead of 0.6, for steps up to a quarter faster (the smaller the batch, the more)."""
-    seed: int = field(default=0, metadata={"least": 0})
+    seed: int = field(default=0, metadata={"least": 0, "most": 2**32 - 1})
     """Decides the initial parameters, the order of examples, dropout and held-out rows."""
     log_every: int = field(default=10, metadata={"least": 1})
     """Steps over which the loss that is shown is averaged."""

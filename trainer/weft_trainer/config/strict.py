@@ -114,7 +114,7 @@ def _number(value: Any, path: str) -> float:
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             number = float("nan")
         if number == number and abs(number) != float("inf"):
             return number

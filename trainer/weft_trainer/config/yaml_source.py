@@ -17,6 +17,8 @@ from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
 from weft_trainer.config.strict import ConfigError
 
 _MERGE = "tag:yaml.org,2002:merge"
+# What PyYAML's constructors raise of values that have a form and no meaning, such as the 41st of a month.
+_NO_VALUE = (ValueError, AttributeError, KeyError)
 _LEADING_PATH = re.compile(r"([A-Za-z_][\w.\[\]-]*): ")
 MAX_VALUES = 100_000
 """Keys and values of a document, whatever an alias stands for counted wherever it stands. A few hundred bytes, aliases
@@ -50,6 +52,8 @@ class YamlSource:
             self._record(root, "")
         except yaml.YAMLError as error:
             raise InvalidInputError(f"{path}{_problem(error)}") from error
+        except _NO_VALUE as error:
+            raise InvalidInputError(f"{path}: {_no_value(error)}") from error
         except RecursionError:
             raise InvalidInputError(f"{path}: nested too deeply") from None
         finally:
@@ -173,6 +177,10 @@ def check_size(root: Node, what: str) -> None:
     count(root)
 
 
+def _no_value(error: Exception) -> str:
+    return f"a value is not what it looks like, or its tag says ({error}); put it into quotes to mean text"
+
+
 def _load(text: str, override: str) -> Any:
     """The value of an override."""
     loader = yaml.SafeLoader(text)
@@ -184,6 +192,8 @@ def _load(text: str, override: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise InvalidInputError(f"override {override!r}: the value is not YAML: {_what(error)}") from error
+    except _NO_VALUE as error:
+        raise InvalidInputError(f"override {override!r}: {_no_value(error)}") from error
     except RecursionError:
         raise InvalidInputError(f"override {override!r}: the value is nested too deeply") from None
     finally:

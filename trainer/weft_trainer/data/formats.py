@@ -136,7 +136,7 @@ def _sharegpt(record: Mapping[str, Any]) -> Row:
         present = _present(turn) if isinstance(turn, dict) else {}
         if not present.keys() >= {"from", "value"}:
             raise RowError('conversations: expected {"from": ..., "value": ...}', f"{turn!r} at {index}")
-        if present["from"] not in _SPEAKERS:
+        if not isinstance(present["from"], str) or present["from"] not in _SPEAKERS:
             raise RowError(f"conversations: from: {present['from']!r} is not one of {', '.join(_SPEAKERS)}")
         messages.append({"role": _SPEAKERS[present["from"]], "content": present["value"]})
     return _conversation(messages, "conversations")

@@ -147,7 +147,7 @@ class FieldRecords:
             )
         return self._write(templates, templates.training, phrasings, seed, invalid, "")
 
-    def evaluation_rows(self, templates: TemplateFile, seed: int, invalid: str) -> list[Rows]:
+    def evaluation_rows(self, templates: TemplateFile, seed: int, invalid: str | None) -> list[Rows]:
         """Every record written with a template of training, and, if there are any, with a held-out one."""
         seen = self._write(templates, templates.seen, 1, seed, invalid, SEEN)
         if not templates.unseen:
@@ -155,7 +155,7 @@ class FieldRecords:
         return [seen, self._write(templates, templates.unseen, 1, seed, invalid, UNSEEN)]
 
     def _write(
-        self, file: TemplateFile, templates: Sequence[Template], count: int, seed: int, invalid: str, label: str
+        self, file: TemplateFile, templates: Sequence[Template], count: int, seed: int, invalid: str | None, label: str
     ) -> Rows:
         rows: list[Row] = []
         problems = Problems(self.file, invalid)

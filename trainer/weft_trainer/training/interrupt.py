@@ -52,7 +52,7 @@ def interrupted(number: int, step: int, total: int, checkpoint: str) -> Precondi
     """The error that a run stopped by a signal ends with. `metadata["signal"]` is the signal's number."""
     return PreconditionError(
         f"stopped by {signal.Signals(number).name} after step {step} of {total}; everything is in {checkpoint}: go on "
-        "with `weft train CONFIG.yaml --resume` (the same configuration, training.resume=true)",
+        "with the same configuration and training.resume=true",
         reason=REASON,
         metadata={"signal": str(number), "checkpoint": checkpoint},
     )
