@@ -124,6 +124,12 @@ class PrefixOptions:
                 "without effect: it is the width of the MLP that adapter.prefix_projection: true trains; give that "
                 "too, or leave it out",
             )
+        if self.prefix_projection and self.init_text is not None:
+            raise ConfigError(
+                "adapter.init_text",
+                "an MLP (adapter.prefix_projection) decides the prefix, so it cannot start at the keys and values of a "
+                "text; give one of the two",
+            )
         for name in ("init_text", "prefix_projection"):
             if given(self, "init_scale") and given(self, name):
                 raise ConfigError(

@@ -332,11 +332,6 @@ def parse(document: Mapping[str, Any]) -> TrainConfig:
     # Read before the rest, because the method decides what it may contain.
     block, start = document.get("adapter"), document.get("start")
     adapter = strict.read(options, {} if block is None else block, "adapter")
-    if isinstance(adapter, PrefixOptions) and adapter.prefix_projection and adapter.init_text is not None:
-        raise InvalidInputError(
-            "adapter.init_text: an MLP (adapter.prefix_projection) decides the prefix, so it cannot start at the keys "
-            "and values of a text; give one of the two"
-        )
     objective = read_objective(document.get("objective"), start)
     shape = None if block is None and start is not None else adapter
     config = strict.read(TrainConfig, {**document, "adapter": shape, "objective": objective})

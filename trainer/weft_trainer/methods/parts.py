@@ -41,7 +41,9 @@ def parts_of_run(options: object, base: BaseSpec, home: Home | None) -> list[Par
     """What a run's options say that the adapter is trained over; none for most methods. Raises what `find_parts`
     raises, and `InvalidInputError` for a fusion of nothing."""
     field = _NAMED_IN.get(type(options))
-    wanted = getattr(options, field) if field is not None else ()
+    if field is None:
+        return []
+    wanted = getattr(options, field)
     if not wanted and isinstance(options, FusionOptions):
         raise InvalidInputError("adapter.parts: name the adapters to fuse, such as acme/topics:v1")
     return find_parts(wanted, base, home, f"adapter.{field}")
@@ -131,7 +133,8 @@ def _check_base(text: str, manifest: Manifest, base: BaseSpec) -> None:
 
 def _from_directory(name: AdapterName, directory: Path, base: BaseSpec) -> Part:
     # Before validation against the base, which says only what does not fit.
-    _check_base(f"{name}={directory}", artifact.read(directory), base)
+    stored = artifact.read(directory)
+    _check_base(f"{name}={directory}", stored, base)
     manifest = validation.validate_directory(directory, base)
-    digest = artifact.read(directory).digest()
+    digest = stored.digest()
     return Part(Reference(name, digest=digest), bind(directory, manifest, base, dtype=torch.float32, digest=digest))
