@@ -70,7 +70,7 @@ def test_two_processes_stop_and_resume_bit_for_bit(deep_base: AddedBase, make_co
     config = make_config(deep_base, "lora", {"r": 4, "dropout": 0.2}, batch_size=4, devices=2)
     whole = artifacts.read(runs.train(config, Heard(), deep_base.home)).tensors
     # The step at which the signal arrives depends on when it does; that there is a checkpoint of it does not.
-    with pytest.raises(PreconditionError, match=r"after step [1-5] of 6.*--resume") as caught:
+    with pytest.raises(PreconditionError, match=r"after step [1-5] of 6.*training\.resume=true") as caught:
         runs.train(config, Heard(1, send(signal.SIGTERM)), deep_base.home)
     assert caught.value.metadata["signal"] == str(int(signal.SIGTERM))
     assert not multiprocessing.active_children()
