@@ -15,7 +15,9 @@ from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
 from weft_server.tokenizer import Tokenizer
 from weft_trainer.config.data import FORMATS
-from weft_trainer.data.formats import READERS
+from weft_trainer.config.run import TrainConfig, parse
+from weft_trainer.data.formats import READERS, RowError, read_row
+from weft_trainer.data.prepare import prepare
 from weft_trainer.data.rows import Message, Row, Rows, choose, hold_out, read_rows
 from weft_trainer.data.tokenization import BaseTokenizer, Example, tokenize
 
@@ -28,6 +30,24 @@ def write(path: Path, *rows: object) -> Path:
 @pytest.fixture
 def tokenizer(tiny_base: Callable[..., AddedBase]) -> BaseTokenizer:
     return BaseTokenizer(tiny_base("llama").stored.tokenizer_dir)
+
+
+@pytest.fixture
+def with_template(tmp_path: Path, tiny_source: Callable[..., Path]) -> Callable[[str | None], BaseTokenizer]:
+    """`with_template(text)`: the tiny base's tokenizer with that chat template; None: without any."""
+
+    def make(template: str | None) -> BaseTokenizer:
+        directory = tmp_path / "tokenizer"
+        shutil.copytree(tiny_source("llama"), directory, dirs_exist_ok=True)
+        (directory / "chat_template.jinja").unlink(missing_ok=True)
+        settings = json.loads((directory / "tokenizer_config.json").read_text())
+        settings.pop("chat_template", None)
+        if template is not None:
+            settings["chat_template"] = template
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+        return BaseTokenizer(directory)
+
+    return make
 
 
 def test_both_forms_are_read_and_the_file_is_hashed(tmp_path: Path) -> None:
@@ -47,6 +67,8 @@ def test_both_forms_are_read_and_the_file_is_hashed(tmp_path: Path) -> None:
         ({"conversations": [{"from": "bot", "value": "x"}]}, "from: 'bot' is not one of human"),
         ({"conversations": [{"from": "gpt"}]}, "conversations: expected"),
         ({"conversations": [{"from": ["human"], "value": "x"}]}, "from: ['human'] is not one of human"),
+        ({"conversations": [{"from": "human", "value": ""}]}, "conversations: value: expected text that is not empty"),
+        ({"messages": "hi"}, "messages: expected a list, found str"),
         ({"prompt": "a", "completion": ""}, "completion: expected text that is not empty"),
         ({"prompt": 1, "completion": "b"}, "prompt: expected text"),
         ({"messages": [{"role": "user", "content": "x"}]}, "at least two"),
@@ -126,6 +148,58 @@ def test_conversational_prompts_and_completions_are_joined(tmp_path: Path) -> No
     assert read_rows(write(tmp_path / "d.jsonl", record), "train").rows == (Row((Message("user", "q"),), "a"),)
 
 
+TURNS = {
+    "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+}
+
+
+def with_key(form: str, name: str, value: object) -> dict[str, Any]:
+    """A record of a conversation whose last turn has one key more."""
+    *turns, last = TURNS[form]
+    return {form: [*turns, last | {name: value}]}
+
+
+@pytest.mark.parametrize("form", TURNS)
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("weight", 0, "data.loss_on learns all of the assistant's, or the last one: remove the key, found 0 at 1"),
+        ("loss", False, "turns are not weighted one by one"),
+        ("train", True, "turns are not weighted one by one"),
+        ("tool_calls", [{"id": 1}], "is read, a text: write it there, or remove it, found [{'id': 1}] at 1"),
+        ("reasoning_content", "So.", "is read, a text"),
+    ],
+)
+def test_a_key_of_a_turn_that_says_what_is_learnt_is_refused(
+    tmp_path: Path, form: str, name: str, value: object, says: str
+) -> None:
+    path = write(tmp_path / "d.jsonl", {form: TURNS[form]}, with_key(form, name, value))
+    with pytest.raises(InvalidInputError) as caught:
+        read_rows(path, "train", invalid="error")
+    assert caught.value.message.startswith(f"{path}:2: {form}: {name}: ")
+    assert says in caught.value.message
+    assert len(read_rows(path, "train", invalid="drop").rows) == 1
+
+
+@pytest.mark.parametrize("form", TURNS)
+def test_other_keys_of_turns_are_reported_once_a_record(tmp_path: Path, form: str, tokenizer: BaseTokenizer) -> None:
+    more: dict[str, Any] = {"markdown": "*", "tool_calls": [], "name": None}
+    turns = [turn | more for turn in TURNS[form]]
+    rows = read_rows(write(tmp_path / "d.jsonl", {form: turns, "id": 1}, {form: TURNS[form]}), "train")
+    assert len(rows.rows) == 2
+    assert rows.reading.unused == (("id", 1), (f"{form}[].markdown", 1), (f"{form}[].tool_calls", 1))
+    assert f"keys not used: id (1 times), {form}[].markdown (1 times)" in tokenize(rows, tokenizer, 256).describe()
+
+
+def test_keys_of_turns_in_lists_of_prompt_and_completion_are_named_by_their_list() -> None:
+    asked, answer = ([turn] for turn in TURNS["messages"])
+    record = {"prompt": [asked[0] | {"name": "Ann"}], "completion": answer}
+    assert read_row(record, "prompt-completion")[1] == ["prompt[].name"]
+    with pytest.raises(RowError, match=r"^completion: mask: .*, found 1 at 0$"):
+        read_row({"prompt": asked, "completion": [answer[0] | {"mask": 1}]}, "prompt-completion")
+
+
 def test_records_of_an_array_are_named_by_their_line(tmp_path: Path) -> None:
     path = tmp_path / "d.json"
     path.write_text('[\n{"prompt": "a",\n "completion": "b"},\n\n{"prompt": "a"}]')
@@ -133,6 +207,7 @@ def test_records_of_an_array_are_named_by_their_line(tmp_path: Path) -> None:
         read_rows(path, "train")
     for text, says in (
         ('[{"prompt": "a"', r"d\.json:1: not a JSON array"),
+        ('[\n{"prompt": "a",\n "completion" 1}]', r"d\.json:3: not a JSON array: .* at column 15"),
         ("[1 2]", "expected ',' or ']'"),
         ("[1] 2", "something follows"),
         ("[]", "no examples"),
@@ -145,8 +220,25 @@ def test_records_of_an_array_are_named_by_their_line(tmp_path: Path) -> None:
 def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "d").write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(InvalidInputError, match="not Parquet"):
+    with pytest.raises(InvalidInputError, match=r"d: not Parquet, or cut short \(.*\): write or copy it again"):
         read_rows(tmp_path / "d", "train")
+
+
+def test_parquet_without_rows_or_with_a_text_that_is_not_utf8_says_so(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    empty = pyarrow.table({name: pyarrow.array([], pyarrow.string()) for name in ("prompt", "completion")})
+    parquet.write_table(empty, tmp_path / "empty")
+    with pytest.raises(InvalidInputError, match=r"empty: no examples: Parquet without a record; see what wrote it"):
+        read_rows(tmp_path / "empty", "train")
+    # Arrow does not look at what it is given as text.
+    offsets, letters = pyarrow.array([0, 1, 2], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"a\xff")
+    texts = pyarrow.StringArray.from_buffers(2, offsets, letters)
+    parquet.write_table(pyarrow.table({"prompt": ["p", "q"], "completion": texts}), tmp_path / "d")
+    with pytest.raises(InvalidInputError, match=r"d: row 2: not UTF-8: write its texts as that"):
+        read_rows(tmp_path / "d", "train")
+    assert [row.completion for row in read_rows(tmp_path / "d", "train", invalid="drop").rows] == ["a"]
 
 
 def test_parquet_without_pyarrow_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,13 +274,46 @@ def test_dropped_records_are_counted_by_reason_with_their_lines(tmp_path: Path, 
         ('[{"prompt": "a", "completion": "\\ude00"}]', r"d\.jsonl:1: not text: \\ude00 is half of a character"),
         ('{"prompt": ' + "[" * 100_000, r"d\.jsonl:1: not JSON"),
         ("[" * 100_000, r"d\.jsonl:1: not a JSON array"),
+        ('\n{"prompt": "a" 1}', r"d\.jsonl:2: not JSON: Expecting ',' delimiter at column 16$"),
+        ('\n{"prompt": "a\tb"}', r"d\.jsonl:2: not JSON: Invalid control character at column 14$"),
+        ('\n{"prompt": "a\0"}', r"d\.jsonl:2: a NUL byte: the file is damaged, or no text; write it again$"),
+        ('[\n{"prompt": "a\0"}]', r"d\.jsonl:2: a NUL byte"),
+        ('[\n1,\n{"prompt": "\udce4"}]', r"d\.jsonl:3: not UTF-8: save the file as that$"),
+        ("", r"d\.jsonl: no examples: the file is empty; see what wrote it"),
+        ("\n\n", r"d\.jsonl: no examples: the file is empty"),
+        ("[ ]", r"d\.jsonl: no examples: JSON array without a record"),
+        ("\x1f\udc8b\b", r"d\.jsonl:1: neither Parquet nor UTF-8, but compressed by gzip: unpack it"),
+        ("\udcff\udcfe{\0", r"d\.jsonl:1: neither Parquet nor UTF-8, but UTF-16: save it as UTF-8"),
     ],
 )
 def test_what_no_tokenizer_or_parser_can_read_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "d.jsonl"
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InvalidInputError, match=says):
         read_rows(path, "train")
+
+
+def test_a_line_that_is_no_text_is_named_or_left_out_as_others_are(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    good = b'{"prompt": "a", "completion": "b"}\n'
+    path.write_bytes(
+        b"\xef\xbb\xbf" + good + good.replace(b"a", b"\xe4") + good + good.replace(b"b", b"\0") + b"\0\0\0"
+    )
+    with pytest.raises(
+        InvalidInputError, match=r"d\.jsonl:2: not UTF-8: .*; data\.invalid=drop leaves such records out"
+    ):
+        read_rows(path, "train", invalid="error")
+    rows = read_rows(path, "train", invalid="drop")
+    assert [row.number for row in rows.rows] == [1, 3]
+    assert [(group.reason[:9], group.numbers) for group in rows.reading.left_out] == [
+        ("a NUL byt", (4, 5)),
+        ("not UTF-8", (2,)),
+    ]
+
+
+def test_a_directory_is_no_data_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="cannot be read: Is a directory; give a file of records"):
+        read_rows(tmp_path, "train")
 
 
 def test_a_character_that_json_escapes_in_two_halves_is_read(tmp_path: Path) -> None:
@@ -251,6 +376,8 @@ def test_long_examples_lose_the_start_of_their_prompt_and_are_counted(tmp_path: 
     )
     dataset = tokenize(read_rows(path, "train"), tokenizer, 12)
     assert (len(dataset.examples), dataset.truncated, dataset.dropped) == (2, 1, 1)
+    assert dataset.rows.forms == dataset.provenance()["forms"] == {"prompt-completion": 2}
+    assert "(JSONL; prompt-completion 2)" in dataset.describe()
     assert len(dataset.examples[0].ids) == 12
     assert "1 left out" in dataset.describe()
     whole = tokenizer.completion("the old cat sleeps " * 8)
@@ -311,7 +438,7 @@ def test_plain_text_beside_other_keys_is_read_where_it_is_meant(tmp_path: Path) 
 
 
 def test_alpaca_without_a_chat_template_is_stanfords_prompt(
-    tmp_path: Path, tiny_source: Callable[..., Path], tokenizer: BaseTokenizer
+    tmp_path: Path, with_template: Callable[[str | None], BaseTokenizer], tokenizer: BaseTokenizer
 ) -> None:
     path = write(
         tmp_path / "d.jsonl",
@@ -321,20 +448,65 @@ def test_alpaca_without_a_chat_template_is_stanfords_prompt(
     rows = read_rows(path, "train").rows
     chat = tokenizer.prompt(rows[1])
     assert chat == tokenizer.prompt(Row((Message("user", "Add.\n1 2"),), "3"))
-    directory = tmp_path / "plain"
-    shutil.copytree(tiny_source("llama"), directory)
-    for name in ("chat_template.jinja", "tokenizer_config.json"):
-        if (directory / name).exists():
-            settings = json.loads((directory / name).read_text()) if name.endswith("json") else {}
-            settings.pop("chat_template", None)
-            (directory / name).write_text(json.dumps(settings)) if settings else (directory / name).unlink()
-    plain = BaseTokenizer(directory)
+    plain = with_template(None)
     expected = "appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
     assert str(rows[1].plain).endswith(expected)
     assert plain.prompt(rows[1]) == plain.completion(str(rows[1].plain))
     assert "### Input" not in str(rows[0].plain)
-    with pytest.raises(InvalidInputError, match="no chat template"):
-        plain.prompt(Row((Message("user", "hi"),), "x"))
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (None, "this base has no chat template: write prompt and completion instead of messages"),
+        (NO_SYSTEM, "the base's chat template refuses the conversation: no system here"),
+    ],
+)
+@pytest.mark.parametrize("loss_on", ["all", "last"])
+def test_a_conversation_that_the_base_cannot_read_is_named_or_left_out(
+    tmp_path: Path, with_template: Callable[[str | None], BaseTokenizer], template: str | None, says: str, loss_on: str
+) -> None:
+    encoder = with_template(template)
+    path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": " b"}, {"messages": TALK}, {"prompt": "a"})
+    rows = read_rows(path, "train", invalid="drop")
+    with pytest.raises(InvalidInputError) as caught:
+        tokenize(rows, encoder, 256, loss_on, "error")
+    assert caught.value.message.startswith(f"{path}:2: {says}")
+    assert caught.value.message.endswith("; data.invalid=drop leaves such records out")
+    with pytest.raises(InvalidInputError) as caught:
+        tokenize(rows, encoder, 256)
+    assert "data.invalid" not in caught.value.message
+    found = tokenize(rows, encoder, 256, loss_on, "drop")
+    assert (len(found.examples), found.rows.forms) == (1, {"prompt-completion": 1})
+    assert f"1 left out, {says}" in found.describe()
+    assert found.provenance()["left_out"] == 2
+    alone = read_rows(write(tmp_path / "e.jsonl", {"messages": TALK}), "train")
+    with pytest.raises(InvalidInputError, match=rf"^{tmp_path}/e\.jsonl: no examples: {says}"):
+        tokenize(alone, encoder, 256, loss_on, "drop")
+
+
+def test_a_run_leaves_out_what_its_base_cannot_read(
+    tmp_path: Path,
+    with_template: Callable[[str | None], BaseTokenizer],
+    deep_base: AddedBase,
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    plain = make_config(deep_base, "lora", {"r": 4}).as_json()
+    rows = [{"prompt": f"{i}", "completion": " b"} if i % 4 else {"messages": TALK} for i in range(40)]
+    plain["data"]["train"] = str(write(tmp_path / "d.jsonl", *rows))
+    encoder = with_template(None)
+    with pytest.raises(InvalidInputError, match=r"d\.jsonl:\d+: this base has no chat template"):
+        prepare(parse(plain), encoder)
+    plain["data"]["invalid"] = "drop"
+    data = prepare(parse(plain), encoder)
+    assert sum(len(dataset.examples) for dataset in data.datasets) == 30
+    assert sum(dataset.provenance()["left_out"] for dataset in data.datasets) == 10
 
 
 TALK = [

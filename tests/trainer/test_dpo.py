@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from weft_registry.errors import InvalidInputError
 from weft_trainer.config import run as configs
 from weft_trainer.config.adapter import LoraOptions
 from weft_trainer.data.batches import TokenBatches
+from weft_trainer.data.formats import RowError
 from weft_trainer.data.pairs import read_pair, read_pairs, tokenize_pairs
 from weft_trainer.data.tokenization import BaseTokenizer, Example
 from weft_trainer.methods import METHODS
 from weft_trainer.modeling.adapted import AdaptedModel, BareModel
 from weft_trainer.modeling.base import build
 from weft_trainer.objectives.dpo import Dpo, PairBatches, completion_logps, score_pairs
-from weft_trainer.progress import QuietReporter
+from weft_trainer.progress import QuietReporter, Task
 
 Make = Callable[..., configs.TrainConfig]
 Run = Callable[[configs.TrainConfig, AddedBase], Path]
@@ -91,6 +93,26 @@ def test_loss_rewards_and_gradient_are_trls(hub: StoredBase, name: str) -> None:
     gradient = next(p.grad for key, p in model.named_parameters() if key.endswith(ours.partition("layers.")[2]))
     assert gradient is not None
     torch.testing.assert_close(gradient.flatten(), torch.tensor(expected["gradient"]), rtol=1e-3, atol=1e-6)
+
+
+def test_progress_counts_pairs(deep_base: AddedBase) -> None:
+    class Counting(QuietReporter):
+        @contextmanager
+        def task(self, label: str, total: int) -> Iterator[Task]:
+            tasks.append([total, 0])
+            with super().task(label, total):
+                yield self  # type: ignore[misc]
+
+        def advance(self, steps: int = 1, note: str | None = None) -> None:
+            tasks[-1][1] += steps
+
+    tasks: list[list[int]] = []
+    # More than one batch, and not the same number in each.
+    examples = EXAMPLES * 19
+    source, base = TokenBatches(examples, 2), BareModel(build(deep_base.stored, torch.float32))
+    reference = completion_logps(base, source, examples, Counting(), "reference, training pairs")
+    score_pairs(base, Dpo(0.5), PairBatches(source, reference), examples, Counting())
+    assert tasks == [[38, 38], [38, 38]]
 
 
 def test_the_loss_is_that_of_a_loop_in_float64(deep_base: AddedBase) -> None:
@@ -271,6 +293,11 @@ def test_every_form_of_a_conversation_is_the_same_pair(record: dict[str, Any]) -
     assert chosen.prompt == rejected.prompt
     assert (chosen.completion, rejected.completion) == ("oil", "film")
     assert unused == (["prompt"] if record.get("prompt") == "Which?" else [])
+    record["chosen"][-1]["name"] = record["rejected"][-1]["name"] = "Ann"
+    assert read_pair(record)[1] == [*unused, "messages[].name"]
+    record["rejected"][-1]["weight"] = 0
+    with pytest.raises(InvalidInputError, match=r"^rejected: messages: weight: turns are not weighted one by one"):
+        read_pair(record)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +330,31 @@ def test_a_malformed_pair_is_named_by_its_line_or_left_out(tmp_path: Path) -> No
     assert len(kept) == 1
     assert kept.reading.left_out[0].numbers == (2,)
     assert kept.reading.unused == (("source", 1),)
+
+
+def test_a_pair_that_the_base_cannot_read_is_named_or_left_out(tmp_path: Path) -> None:
+    class Plain(Silent):
+        def prompt(self, row: Any) -> list[int]:
+            if not isinstance(row.prompt, str):
+                raise RowError("no chat here")
+            return [7] * len(row.prompt)
+
+        def completion(self, text: str) -> list[int]:
+            return [8] * len(text)
+
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": "a", "chosen": "bb", "rejected": "c"},
+        {"chosen": [*CHAT, *answer("oil")], "rejected": [*CHAT, *answer("film")]},
+        {"prompt": "a", "chosen": "b" * 9, "rejected": "c"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InvalidInputError, match=r"pairs\.jsonl:2: no chat here; data\.invalid=drop"):
+        tokenize_pairs(read_pairs(path, "train"), Plain(), 8, "error")
+    found = tokenize_pairs(read_pairs(path, "train"), Plain(), 8, "drop")
+    assert "1 left out, no chat here: line 2" in found.describe()
+    # What was left out is not counted among the forms.
+    assert (len(found.examples), found.rows.forms) == (2, {"chosen": 1, "rejected": 1})
 
 
 def test_both_answers_of_a_pair_follow_the_same_tokens(deep_base: AddedBase, tmp_path: Path) -> None:

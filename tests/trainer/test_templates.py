@@ -16,8 +16,11 @@ from weft_registry.errors import InvalidInputError
 from weft_trainer.config import run as configs
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.formats import Message, Row
+from weft_trainer.data.prepare import prepare
 from weft_trainer.data.records import read_records
+from weft_trainer.data.rows import hold_out
 from weft_trainer.data.templates import FieldRecords, load_templates
+from weft_trainer.data.tokenization import BaseTokenizer, tokenize
 
 FILE = """\
 words: {label: {"0": "no", "1": "yes"}}
@@ -110,7 +113,7 @@ def test_a_chat_template_takes_the_prompt_as_a_turn(templates: Path, records: Fi
     ("change", "says"),
     [
         (("{premise} =>", "{premis} =>"), "no field 'premis'"),
-        (('"1": "yes"', '"2": "yes"'), "field 'label': words has no such value, found '1'"),
+        (('"1": "yes"', '"2": "yes"'), "field 'label': words has only 0, 2, found 1"),
     ],
 )
 def test_a_record_that_a_template_cannot_write_is_named_or_dropped(
@@ -143,6 +146,9 @@ def test_a_record_that_a_template_cannot_write_is_named_or_dropped(
         (("that {hypothesis}?", "that {hypothesis!r}?"), "templates[0].prompt: not a pattern: 'hypothesis'"),
         (("held_out: true", "held_out: true\n    inverted: true"), "cannot be held out"),
         (("words: {label:", "words: {labl:"), "nli.yaml:1:9: words.labl: no template reads it"),
+        (('"1": "yes"', '"true": "yes", yes: "so"'), "words.label.true: said twice, as a text and as a value"),
+        (("words:", "url: a\nwords:"), "nli.yaml:1:1: url: unknown key; known: templates, words, chat"),
+        (("words:", "sha256: a\nwords:"), "nli.yaml:1:1: sha256: unknown key; known: templates, words, chat"),
     ],
 )
 def test_a_wrong_file_of_templates_is_refused_with_its_line(
@@ -156,6 +162,93 @@ def test_a_wrong_file_of_templates_is_refused_with_its_line(
     with pytest.raises(InvalidInputError) as caught:
         load_templates(templates)
     assert says in caught.value.message
+
+
+def written(path: Path, words: str, *values: object) -> list[str]:
+    """What the values of a field become by these words, in YAML."""
+    template = '{name: a, prompt: "{id}", completion: "{label}"}'
+    (path / "t.yaml").write_text(f"words: {{label: {words}}}\ntemplates: [{template}]\n")
+    (path / "d.jsonl").write_text("".join(json.dumps({"id": 1, "label": value}) + "\n" for value in values))
+    file = read_records(path / "d.jsonl")
+    rows = FieldRecords(file, file.records, "train").training_rows(load_templates(path / "t.yaml"), 1, 0, "error")
+    return [row.completion for row in rows.rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "wanted"),
+    [
+        ('{true: "yes", false: "no"}', (True, False, "true"), ["yes", "no", "yes"]),
+        ('{"true": "yes", "false": "no"}', (True, False), ["yes", "no"]),
+        ('{0: "no", 1: "yes"}', (0, 1, 0.0, 1.0, "1"), ["no", "yes", "no", "yes", "yes"]),
+        ('{0.0: "no", 1.0: "yes", 0.5: "perhaps"}', (0, 1.0, 0.5, "1.0"), ["no", "yes", "perhaps", "yes"]),
+        ('{null: "unknown", 1: "yes"}', (None, 1), ["unknown", "yes"]),
+    ],
+)
+def test_words_are_found_by_values_as_json_has_them(
+    tmp_path: Path, words: str, values: tuple[object, ...], wanted: list[str]
+) -> None:
+    assert written(tmp_path, words, *values) == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "says"),
+    [
+        ('{0: "no", 1: "yes"}', True, "field 'label': words has only 0, 1, found True"),
+        ('{true: "yes", false: "no"}', 1, "field 'label': words has only true, false, found 1"),
+        ('{yes: "ja", no: "nein"}', "yes", "only true, false (without quotes, YAML's yes and no are true and false)"),
+        ("{" + ", ".join(f'{i}: "{i}"' for i in range(12)) + "}", 12, "only 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..., found"),
+        ('{1: "yes"}', None, "no field 'label', which a template reads"),
+    ],
+)
+def test_a_value_without_a_word_is_told_the_words_there_are(
+    tmp_path: Path, words: str, value: object, says: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        written(tmp_path, words, value)
+    assert says in caught.value.message
+
+
+def test_fields_that_no_template_reads_are_reported_once_a_file(
+    templates: Path, records: FieldRecords, tiny_base: Callable[..., AddedBase]
+) -> None:
+    file = load_templates(templates)
+    # `choices` is read by a template, though not by those that are held out.
+    assert records.training_rows(file, 1, 0, "error").reading.unused == (("id", 12),)
+    training, held_out = hold_out(records, 0.5, 0)
+    rows = training.training_rows(file, 1, 0, "error")
+    assert rows.reading.unused == (("id", 12),), "of the whole file, as with other formats"
+    assert [part.reading.unused for part in held_out.evaluation_rows(file, 0, "error")] == [(), ()]
+    alone = FieldRecords(records.file, records.records, "eval").evaluation_rows(file, 0, "error")
+    assert [part.reading.unused for part in alone] == [(("id", 12),), ()]
+    encoder = BaseTokenizer(tiny_base("llama").stored.tokenizer_dir)
+    assert "keys not used: id (12 times)" in tokenize(rows, encoder, 512).describe()
+
+
+def test_a_file_under_two_files_of_templates_has_two_scores(
+    deep_base: AddedBase,
+    make_config: Callable[..., TrainConfig],
+    run: Callable[..., Path],
+    tmp_path: Path,
+    templates: Path,
+    records: FieldRecords,
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text('templates: [{name: b, prompt: "{hypothesis}", completion: " {label}"}]')
+    plain = make_config(deep_base, "lora", {"r": 4}, steps=2).as_json()
+    listed = [{"path": records.uri, "templates": str(path), "eval_fraction": 0.5} for path in (templates, other)]
+    plain["data"] |= {"train": listed, "eval_fraction": 0.1, "mixing_maximum": 10}
+    config = configs.parse(plain)
+    data = prepare(config, BaseTokenizer(deep_base.stored.tokenizer_dir))
+    assert [dataset.rows.title for dataset in data.training] == [f"{records.uri} with {p}" for p in (templates, other)]
+    assert f"of {records.uri} with {other}" in data.notes[0]
+    metrics = {metric.name: metric.value for metric in artifacts.read(run(config, deep_base)).metrics}
+    titles = [
+        f"{records.uri} with {templates} (seen templates)",
+        f"{records.uri} with {templates} (unseen templates)",
+        f"{records.uri} with {other} (seen templates)",
+    ]
+    assert [name for name in metrics if name.startswith("examples[")] == [f"examples[{title}]" for title in titles]
+    assert (metrics["examples"], *(metrics[f"examples[{title}]"] for title in titles)) == ("18", "6", "6", "6")
 
 
 def test_only_held_out_or_inverted_templates_are_refused(templates: Path) -> None:

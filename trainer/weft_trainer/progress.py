@@ -38,7 +38,7 @@ class Reporter(Protocol):
 
 
 class QuietReporter:
-    """Says nothing. For tests and programs."""
+    """Says nothing, not even what was left out of the data. For tests and programs."""
 
     def message(self, text: str) -> None:
         """See `Reporter.message`."""
@@ -50,10 +50,11 @@ class QuietReporter:
 
 
 class ConsoleReporter:
-    """A progress bar with note and time left on a terminal; about ten lines a task where there is none."""
+    """A progress bar with note and time left on a terminal; about ten lines a task where there is none. Without `bars`
+    messages alone."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self, console: Console | None = None, *, bars: bool = True) -> None:
+        self._console, self._bars = console or Console(stderr=True), bars
 
     def message(self, text: str) -> None:
         """See `Reporter.message`."""
@@ -62,6 +63,9 @@ class ConsoleReporter:
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:
         """See `Reporter.task`."""
+        if not self._bars:
+            yield _Silent()
+            return
         if not self._console.is_terminal:
             yield _Lines(self._console, label, total)
             return

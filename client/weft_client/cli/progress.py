@@ -34,9 +34,9 @@ def transfer_bar(label: str, total_bytes: int, quiet: bool) -> Generator[Progres
         yield lambda done: bars.advance(task, done)
 
 
-def reporter(quiet: bool) -> Reporter | None:
-    """The `report` of `weft_trainer.api`: None is its own, which writes to stderr. Only for commands that import the
-    trainer anyway."""
-    from weft_trainer.progress import QuietReporter
+def reporter(quiet: bool) -> Reporter:
+    """The `report` of `weft_trainer.api`, on stderr. A quiet one has no progress bar, and still says what is worth
+    keeping, such as what was left out of the data. Only for commands that import the trainer anyway."""
+    from weft_trainer.progress import ConsoleReporter
 
-    return QuietReporter() if quiet else None
+    return ConsoleReporter(bars=not quiet)

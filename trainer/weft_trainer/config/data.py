@@ -50,8 +50,8 @@ class DataConfig:
     format: str | None = field(default=None, metadata={"choices": FORMATS})
     """What every record must be: prompt-completion, messages, alpaca, sharegpt or text. None: seen from its keys."""
     invalid: str = field(default="error", metadata={"choices": INVALID})
-    """What a record that cannot be read does. "error": it ends the run, with its line. "drop": it is left out, counted
-    and reported with its reason and line."""
+    """What a record that cannot be read, or not by this base, does. "error": it ends the run, with its line. "drop": it
+    is left out, counted and reported with its reason and line."""
     loss_on: str = field(default="all", metadata={"choices": LOSS_ON})
     """Which answers of a conversation are learnt. "all": each of the assistant's turns, as if it were the last one.
     "last": the last one; the others are only read. Evaluation always scores the last one."""

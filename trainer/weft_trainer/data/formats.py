@@ -7,18 +7,21 @@
     text                {"text": "..."}: plain text without a question, all of which is learnt
 
 Records of the other formats often have the whole example as `text` besides, which is then not read. A key whose value
-is null counts as absent.
+is null counts as absent. Keys that a format does not use are reported, those of a turn too; keys of a turn without
+which something else would be learnt (weights, tool calls, images) are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from weft_registry.errors import InvalidInputError
 
 ROLES = ("system", "user", "assistant", "tool")
+_ROLES = {role: role for role in ROLES}
 _SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -33,6 +36,16 @@ _SPEAKERS = {
     "function_response": "tool",
 }
 _PLAIN = "text"
+# By which other programs say what is learnt of a turn: OpenAI's and Axolotl's, ms-swift's, and relatives.
+_WEIGHTS = frozenset(
+    {"weight", "loss", "loss_weight", "loss_scale", "loss_mask", "mask", "masked", "train", "trainable", "training"}
+    | {"train_detail", "training_detail"}
+)
+# What a turn says besides its text.
+_SAID = frozenset(
+    {"tool_calls", "function_call", "reasoning", "reasoning_content", "thinking"}
+    | {"image", "images", "audio", "audios", "video", "videos"}
+)
 # The prompt of Stanford Alpaca, word for word (train.py of tatsu-lab/stanford_alpaca), which models of that kind were
 # trained with. Only for a base without a chat template.
 _ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -106,43 +119,38 @@ def read_row(value: Any, form: str, number: int = 0) -> tuple[Row, list[str]]:
     missing = sorted(_REQUIRED[form] - record.keys())
     if missing:
         raise RowError(f"expected {form}, which has {', '.join(missing)}", f"the keys {sorted(record)}")
-    row = READERS[form](record)
+    row, of_turns = READERS[form](record)
     unused = sorted(record.keys() - _REQUIRED[form] - _OPTIONAL.get(form, frozenset()))
-    return Row(row.prompt, row.completion, row.plain, number, form), unused
+    return Row(row.prompt, row.completion, row.plain, number, form), [*unused, *sorted(of_turns)]
 
 
 def _present(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if item is not None}
 
 
-def _prompt_completion(record: Mapping[str, Any]) -> Row:
+_Read: TypeAlias = tuple[Row, set[str]]
+"""An example, and the keys of its turns that it was not made of."""
+
+
+def _prompt_completion(record: Mapping[str, Any]) -> _Read:
     if isinstance(record["prompt"], list) and isinstance(record["completion"], list):
-        return _conversation([*record["prompt"], *record["completion"]], "prompt and completion")
-    return Row(_text(record, "prompt"), _text(record, "completion"))
+        (asked, ignored), (answer, more) = (_turns(record, key) for key in ("prompt", "completion"))
+        return _conversation([*asked, *answer], "prompt and completion"), ignored | more
+    return Row(_text(record, "prompt"), _text(record, "completion")), set()
 
 
-def _messages(record: Mapping[str, Any]) -> Row:
-    return _conversation(record["messages"], "messages")
+def _messages(record: Mapping[str, Any]) -> _Read:
+    turns, ignored = _turns(record, "messages")
+    return _conversation(turns, "messages"), ignored
 
 
-def _sharegpt(record: Mapping[str, Any]) -> Row:
-    turns = record["conversations"]
-    if not isinstance(turns, list):
-        raise RowError("conversations: expected a list", type(turns).__name__)
-    messages: list[Any] = []
-    if record.get("system"):
-        messages.append({"role": "system", "content": _text(record, "system")})
-    for index, turn in enumerate(turns):
-        present = _present(turn) if isinstance(turn, dict) else {}
-        if not present.keys() >= {"from", "value"}:
-            raise RowError('conversations: expected {"from": ..., "value": ...}', f"{turn!r} at {index}")
-        if not isinstance(present["from"], str) or present["from"] not in _SPEAKERS:
-            raise RowError(f"conversations: from: {present['from']!r} is not one of {', '.join(_SPEAKERS)}")
-        messages.append({"role": _SPEAKERS[present["from"]], "content": present["value"]})
-    return _conversation(messages, "conversations")
+def _sharegpt(record: Mapping[str, Any]) -> _Read:
+    turns, ignored = _turns(record, "conversations", "from", "value", _SPEAKERS)
+    system = [Message("system", _text(record, "system"))] if record.get("system") else []
+    return _conversation([*system, *turns], "conversations"), ignored
 
 
-def _alpaca(record: Mapping[str, Any]) -> Row:
+def _alpaca(record: Mapping[str, Any]) -> _Read:
     instruction, answer = _text(record, "instruction"), _text(record, "output")
     given = _text(record, "input") if record.get("input") else ""
     system = _text(record, "system") if record.get("system") else ""
@@ -161,27 +169,59 @@ def _alpaca(record: Mapping[str, Any]) -> Row:
         opening = system or (_ALPACA_INPUT if given else _ALPACA)
         middle = f"\n\n### Input:\n{given}" if given else ""
         plain = f"{opening}\n\n### Instruction:\n{instruction}{middle}\n\n### Response:\n"
-    return Row(tuple(turns), answer, plain)
+    return Row(tuple(turns), answer, plain), set()
 
 
-def _conversation(messages: Any, key: str) -> Row:
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise RowError(f"{key}: expected a list of at least two, the last one the answer")
+def _turns(
+    record: Mapping[str, Any],
+    key: str,
+    who: str = "role",
+    what: str = "content",
+    roles: Mapping[str, str] = _ROLES,
+) -> tuple[list[Message], set[str]]:
+    """(the turns under a key of the record, their keys that are not used). `roles` are by what `who` says."""
+    if not isinstance(record[key], list):
+        raise RowError(f"{key}: expected a list", type(record[key]).__name__)
     turns: list[Message] = []
-    for index, message in enumerate(messages):
-        present = _present(message) if isinstance(message, dict) else {}
-        if present.keys() != {"role", "content"}:
-            raise RowError(f'{key}: expected {{"role": ..., "content": ...}}', f"{message!r} at {index}")
-        if present["role"] not in ROLES:
-            raise RowError(f"{key}: role: {present['role']!r} is not one of {', '.join(ROLES)}")
-        turns.append(Message(present["role"], _text(present, "content", f"{key}: ")))
+    ignored: set[str] = set()
+    for index, turn in enumerate(record[key]):
+        present = _present(turn) if isinstance(turn, dict) else {}
+        more = present.keys() - {who, what}
+        for name in sorted(more):
+            _check_unused(key, name, present[name], what, index)
+        ignored |= {f"{key}[].{name}" for name in more}
+        if not present.keys() >= {who, what}:
+            raise RowError(f'{key}: expected {{"{who}": ..., "{what}": ...}}', f"{turn!r} at {index}")
+        said = present[who]
+        if not isinstance(said, str) or said not in roles:
+            raise RowError(f"{key}: {who}: {said!r} is not one of {', '.join(roles)}")
+        turns.append(Message(roles[said], _text(present, what, f"{key}: ")))
+    return turns, ignored
+
+
+def _check_unused(key: str, name: str, value: Any, what: str, index: int) -> None:
+    """Raises `RowError` for a key of a turn without which something else would be learnt."""
+    found = f"{reprlib.repr(value)} at {index}"
+    if name in _WEIGHTS:
+        raise RowError(
+            f"{key}: {name}: turns are not weighted one by one; data.loss_on learns all of the assistant's, or the "
+            "last one: remove the key",
+            found,
+        )
+    if name in _SAID and value:
+        raise RowError(f"{key}: {name}: of a turn only {what} is read, a text: write it there, or remove it", found)
+
+
+def _conversation(turns: Sequence[Message], key: str) -> Row:
+    if len(turns) < 2:
+        raise RowError(f"{key}: expected a list of at least two, the last one the answer")
     if turns[-1].role != "assistant":
         raise RowError(f"{key}: the last message is {turns[-1].role}'s; expected the assistant's answer")
     return Row(tuple(turns[:-1]), turns[-1].content)
 
 
-def _plain_text(record: Mapping[str, Any]) -> Row:
-    return Row(None, _text(record, _PLAIN))
+def _plain_text(record: Mapping[str, Any]) -> _Read:
+    return Row(None, _text(record, _PLAIN)), set()
 
 
 def _text(value: Mapping[str, Any], key: str, where: str = "") -> str:
@@ -191,7 +231,7 @@ def _text(value: Mapping[str, Any], key: str, where: str = "") -> str:
     return text
 
 
-READERS: Mapping[str, Callable[[Mapping[str, Any]], Row]] = {
+READERS: Mapping[str, Callable[[Mapping[str, Any]], _Read]] = {
     "prompt-completion": _prompt_completion,
     "messages": _messages,
     "alpaca": _alpaca,

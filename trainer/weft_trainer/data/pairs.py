@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weft_registry.errors import InvalidInputError
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data import rows as raw
 from weft_trainer.data.formats import Message, Row, RowError, read_row
 from weft_trainer.data.records import read_records
-from weft_trainer.data.rows import Reading, Rows, read_each
-from weft_trainer.data.tokenization import Dataset, Example, TextEncoder, dataset_of
+from weft_trainer.data.rows import Problems, Reading, Rows, read_each
+from weft_trainer.data.tokenization import Dataset, Example, TextEncoder, dataset_of, prompt_tokens
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _USED = frozenset({"prompt", CHOSEN, REJECTED, "margin"})
@@ -74,7 +73,8 @@ def read_pair(value: Any, number: int = 0) -> tuple[tuple[Row, Row], list[str]]:
         if isinstance(record.get("prompt"), str):
             # Its words are in the lists already, as their first turn.
             unused = sorted([*unused, "prompt"])
-        pair = _conversations(record)
+        pair, of_turns = _conversations(record)
+        unused += sorted(of_turns)
     else:
         if "prompt" not in record:
             raise RowError("prompt: missing; only lists of messages hold their prompt themselves")
@@ -96,37 +96,45 @@ def _answer(record: Mapping[str, Any], side: str) -> Row:
     return Row(record["prompt"], record[side])
 
 
-def _conversations(record: Mapping[str, Any]) -> tuple[Row, Row]:
+def _conversations(record: Mapping[str, Any]) -> tuple[tuple[Row, Row], set[str]]:
+    """(the pair, the keys of its turns that are not used)."""
     sides: dict[str, list[Message]] = {}
+    unused: set[str] = set()
     given = record.get("prompt")
     for side in _FORMS:
         turns = [*given, *record[side]] if isinstance(given, list) else record[side]
         try:
-            row = read_row({"messages": turns}, "messages")[0]
+            row, of_turns = read_row({"messages": turns}, "messages")
         except RowError as error:
             raise RowError(f"{side}: {error.message}") from error
         assert isinstance(row.prompt, tuple), "messages are read as a conversation"
+        unused.update(of_turns)
         sides[side] = [*row.prompt, Message("assistant", row.completion)]
     chosen, rejected = sides[CHOSEN], sides[REJECTED]
     if chosen[:-1] != rejected[:-1]:
         raise RowError("chosen and rejected: expected the same conversation up to the last message, the answer")
     prompt = tuple(chosen[:-1])
-    return Row(prompt, chosen[-1].content), Row(prompt, rejected[-1].content)
+    return (Row(prompt, chosen[-1].content), Row(prompt, rejected[-1].content)), unused
 
 
-def tokenize_pairs(pairs: Pairs, encoder: TextEncoder, max_length: int) -> Dataset:
+def tokenize_pairs(pairs: Pairs, encoder: TextEncoder, max_length: int, invalid: str | None = None) -> Dataset:
     """The pairs in tokens, as `Pairs.rows` orders them. Both examples of a pair lose the same start of their prompt;
-    a pair is left out if either answer leaves no room for any prompt.
+    a pair is left out if either answer leaves no room for any prompt. `invalid` as `tokenize` has it.
 
-    Raises `InvalidInputError` if none is left, or a prompt has no tokens.
+    Raises `InvalidInputError` naming the line of a pair that this base cannot read, or if none is left.
     """
+    rows = pairs.rows()
+    problems = Problems(rows.where, len(pairs), invalid)
+    kept: list[Row] = []
     examples: list[Example] = []
     truncated: list[int] = []
     dropped: list[int] = []
     for chosen, rejected in pairs.pairs:
-        prompt = encoder.prompt(chosen)
-        if not prompt:
-            raise InvalidInputError(f"{pairs.uri}: the prompt {chosen.prompt!r} is no token at all")
+        try:
+            prompt = prompt_tokens(chosen, encoder)
+        except RowError as error:
+            problems.add(chosen.number, error)
+            continue
         answers = [[*encoder.completion(row.completion), encoder.eos] for row in (chosen, rejected)]
         over = max(0, len(prompt) + max(len(answer) for answer in answers) - max_length)
         if over >= len(prompt):
@@ -134,11 +142,10 @@ def tokenize_pairs(pairs: Pairs, encoder: TextEncoder, max_length: int) -> Datas
             continue
         if over:
             truncated.append(chosen.number)
-        kept = prompt[over:]
-        examples += [Example((*kept, *answer), len(kept)) for answer in answers]
-    if not examples:
-        raise InvalidInputError(f"{pairs.uri}: every answer is over data.max_length ({max_length} tokens); raise it")
-    return dataset_of(pairs.rows(), examples, max_length, truncated, dropped)
+        prompt = prompt[over:]
+        examples += [Example((*prompt, *answer), len(prompt)) for answer in answers]
+        kept += [chosen, rejected]
+    return dataset_of(rows, kept, examples, max_length, truncated, dropped, problems)
 
 
 def pair_datasets(config: TrainConfig, encoder: TextEncoder) -> tuple[list[Dataset], list[Dataset]]:
@@ -155,5 +162,8 @@ def pair_datasets(config: TrainConfig, encoder: TextEncoder) -> tuple[list[Datas
         training.append(raw.choose(pairs, data.train_rows, seed))
     given = [read_pairs(dataset.path, "eval", data.invalid) for dataset in data.evaluation_sets]
     held_out += [raw.choose(pairs, data.eval_rows, seed) for pairs in given]
-    made = [[tokenize_pairs(pairs, encoder, data.max_length) for pairs in split] for split in (training, held_out)]
+    made = [
+        [tokenize_pairs(pairs, encoder, data.max_length, data.invalid) for pairs in split]
+        for split in (training, held_out)
+    ]
     return made[0], made[1]

@@ -64,14 +64,30 @@ def prepare(config: TrainConfig, encoder: TextEncoder) -> Prepared:
         return Prepared(tuple(pairs), tuple(held_pairs), None, ())
     read = [_read_training(dataset, data, seed) for dataset in data.training_sets]
     _check_loss_on(data, [rows for rows, _ in read])
-    training = [tokenize(rows, encoder, data.max_length, data.loss_on) for rows, _ in read]
-    held_out = [rows for _, held in read for rows in held]
+    trained = distinct([(rows, dataset) for (rows, _), dataset in zip(read, data.training_sets, strict=True)])
+    training = [tokenize(rows, encoder, data.max_length, data.loss_on, data.invalid) for rows in trained]
+    held_out = [(rows, dataset) for (_, held), dataset in zip(read, data.training_sets, strict=True) for rows in held]
     for dataset in data.evaluation_sets:
-        held_out += _read_evaluation(dataset, data, seed)
+        held_out += [(rows, dataset) for rows in _read_evaluation(dataset, data, seed)]
     # The last answer alone, as `weft eval` scores it.
-    evaluation = tuple(tokenize(rows, encoder, data.max_length) for rows in held_out)
+    evaluation = tuple(tokenize(rows, encoder, data.max_length, invalid=data.invalid) for rows in distinct(held_out))
     planned, weighted, notes = _plan(config, training)
     return Prepared(weighted, evaluation, planned, notes)
+
+
+def distinct(read: Sequence[tuple[Rows, DatasetConfig]]) -> list[Rows]:
+    """The rows, those of a file that is listed several times told apart by what the lists say of it."""
+    variants: dict[str, set[str]] = {}
+    for rows, dataset in read:
+        variants.setdefault(rows.uri, set()).add(_variant(dataset))
+    return [replace(rows, variant=_variant(of)) if len(variants[rows.uri]) > 1 else rows for rows, of in read]
+
+
+def _variant(dataset: DatasetConfig) -> str:
+    """How a file is listed, for its title."""
+    if dataset.templates is not None:
+        return f"with {dataset.templates}"
+    return f"as {dataset.format}" if dataset.format is not None else ""
 
 
 def _check_loss_on(data: DataConfig, training: Sequence[Rows]) -> None:
@@ -139,7 +155,7 @@ def _plan(config: TrainConfig, datasets: Sequence[Dataset]) -> tuple[Plan | None
     if weights or data.mixing_maximum:
         total = sum(mixed.draws)
         shares = [
-            f"{count:,} ({count / total:.1%}) of {dataset.rows.uri}"
+            f"{count:,} ({count / total:.1%}) of {dataset.rows.title}"
             for count, dataset in zip(mixed.draws, datasets, strict=True)
         ]
         notes.append(f"mixing: an epoch draws {', '.join(shares)}")

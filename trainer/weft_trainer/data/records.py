@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from dataclasses import dataclass
@@ -12,6 +13,16 @@ from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
 
 _PARQUET = b"PAR1"
+# First bytes of what people give instead of text, and what to do about it.
+_OTHERS = {
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+    b"PK\x03\x04": "a zip archive, or a table of a spreadsheet: unpack it, or save it as JSONL",
+    b"\xff\xfe": "UTF-16: save it as UTF-8",
+    b"\xfe\xff": "UTF-16: save it as UTF-8",
+}
+_NOT_UTF8 = "not UTF-8: save the file as that"
+_NUL = "a NUL byte: the file is damaged, or no text; write it again"
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Record:
     value: Any
     """As JSON has it. None where `problem` says why there is no value."""
     problem: str = ""
-    """Why the line is no JSON."""
+    """Why there is none."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,12 @@ class RecordFile:
 
     def where(self, number: int) -> str:
         """The place of a record, for messages."""
-        return f"{self.uri}:{number}" if self.unit == "line" else f"{self.uri}: row {number}"
+        return place(self.uri, self.unit, number)
+
+
+def place(uri: str, unit: str, number: int) -> str:
+    """A line or row of a file, for messages."""
+    return f"{uri}:{number}" if unit == "line" else f"{uri}: row {number}"
 
 
 def read_records(path: Path) -> RecordFile:
@@ -58,35 +74,58 @@ def read_records(path: Path) -> RecordFile:
         data = path.read_bytes()
     except FileNotFoundError:
         raise NotFoundError(f"no data file at {path}") from None
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}; give a file of records") from error
     if data[:4] == _PARQUET:
         container, records = "Parquet", _parquet(data, path)
     else:
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InvalidInputError(f"{path}: neither Parquet nor UTF-8: {error}") from error
-        if text.lstrip().startswith("["):
+        for first, what in _OTHERS.items():
+            if data.startswith(first):
+                raise InvalidInputError(f"{path}:1: neither Parquet nor UTF-8, but {what}")
+        text = data.removeprefix(codecs.BOM_UTF8)
+        if text.lstrip().startswith(b"["):
             container, records = "JSON array", _array(text, path)
         else:
             container, records = "JSONL", _lines(text)
     if not records:
-        raise InvalidInputError(f"{path}: no examples")
+        why = f"{container} without a record" if data.strip() else "the file is empty"
+        raise InvalidInputError(f"{path}: no examples: {why}; see what wrote it, or leave it out")
     return RecordFile(str(path), digests.of_bytes(data), container, tuple(records))
 
 
-def _lines(text: str) -> list[Record]:
-    records = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                records.append(_record(number, json.loads(line), line))
-            except (ValueError, RecursionError) as error:
-                records.append(Record(number, None, f"not JSON: {error}"))
-    return records
+def _lines(data: bytes) -> list[Record]:
+    # One after another, so that one line that is no text is one record that cannot be read.
+    found = (_line(number, line) for number, line in enumerate(data.split(b"\n"), 1))
+    return [record for record in found if record is not None]
 
 
-def _array(text: str, path: Path) -> list[Record]:
+def _line(number: int, data: bytes) -> Record | None:
+    """The record of a line; None for a blank one."""
+    try:
+        line = data.decode()
+    except UnicodeDecodeError:
+        return Record(number, None, _NOT_UTF8)
+    if not line.strip():
+        return None
+    if "\0" in line:
+        return Record(number, None, _NUL)
+    try:
+        return _record(number, json.loads(line), line)
+    except json.JSONDecodeError as error:
+        # Not its whole message, which counts lines from this one.
+        return Record(number, None, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
+    except (ValueError, RecursionError) as error:
+        return Record(number, None, f"not JSON: {error}")
+
+
+def _array(data: bytes, path: Path) -> list[Record]:
     """Item by item, because the standard decoder does not say where an item began."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path}:{_line_of(error.start, data)}: {_NOT_UTF8}") from error
+    if b"\0" in data:
+        raise InvalidInputError(f"{path}:{_line_of(data.index(0), data)}: {_NUL}")
     decoder = json.JSONDecoder()
     records: list[Record] = []
     at = _skip(text, text.index("[") + 1)
@@ -101,6 +140,9 @@ def _array(text: str, path: Path) -> list[Record]:
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            problem = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+            raise InvalidInputError(f"{path}:{error.lineno}: not a JSON array: {problem}") from error
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"{path}:{line}: not a JSON array: {error}") from error
         records.append(_record(line, value, text[at:end]))
@@ -108,6 +150,10 @@ def _array(text: str, path: Path) -> list[Record]:
     if text[at + 1 :].strip():
         raise InvalidInputError(f"{path}: something follows the JSON array; JSONL has no brackets around its lines")
     return records
+
+
+def _line_of(at: int, data: bytes) -> int:
+    return data.count(b"\n", 0, at) + 1
 
 
 def _record(number: int, value: Any, source: str) -> Record:
@@ -136,7 +182,19 @@ def _parquet(data: bytes, path: Path) -> list[Record]:
             f"{path}: reading Parquet needs pyarrow, which is not installed; install it, or write the file as JSONL"
         ) from None
     try:
-        rows = parquet.read_table(io.BytesIO(data)).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InvalidInputError(f"{path}: not Parquet: {error}") from error
-    return [Record(number, row) for number, row in enumerate(rows, 1)]
+        table = parquet.read_table(io.BytesIO(data))
+        return [Record(number, value) for number, value in enumerate(table.to_pylist(), 1)]
+    except UnicodeDecodeError:
+        # Row by row, which takes several times as long, and says which.
+        return [_row(number, table) for number in range(1, table.num_rows + 1)]
+    except (pyarrow.ArrowException, OSError) as error:
+        why = str(error).strip().replace("\n", " ")
+        raise InvalidInputError(f"{path}: not Parquet, or cut short ({why}): write or copy it again") from error
+
+
+def _row(number: int, table: Any) -> Record:
+    try:
+        (value,) = table.slice(number - 1, 1).to_pylist()
+    except UnicodeDecodeError:
+        return Record(number, None, "not UTF-8: write its texts as that")
+    return Record(number, value)

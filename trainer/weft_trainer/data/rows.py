@@ -13,7 +13,7 @@ from weft_registry.errors import InvalidInputError
 from weft_trainer.data.formats import Message as Message
 from weft_trainer.data.formats import Row as Row
 from weft_trainer.data.formats import RowError, detect, read_row
-from weft_trainer.data.records import RecordFile, read_records
+from weft_trainer.data.records import RecordFile, place, read_records
 
 R = TypeVar("R")
 MOST_NUMBERS = 5
@@ -82,14 +82,21 @@ class Rows:
     """What distinguishes these from other rows of the same file and split: "unseen templates"."""
     templates_sha256: str = ""
     """Digest of the file of templates that wrote them; empty without."""
+    variant: str = ""
+    """What distinguishes them from rows that the same file was read as besides: "with nli.yaml", "as alpaca"."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def title(self) -> str:
-        """The file, and the label if there is one."""
-        return f"{self.uri} ({self.label})" if self.label else self.uri
+        """The file, how it was read and the label, where there are such."""
+        named = f"{self.uri} {self.variant}" if self.variant else self.uri
+        return f"{named} ({self.label})" if self.label else named
+
+    def where(self, number: int) -> str:
+        """The place of a row's record, for messages."""
+        return place(self.uri, self.reading.unit, number)
 
     @property
     def forms(self) -> dict[str, int]:
@@ -124,7 +131,7 @@ def read_each(
     """
     found: list[R] = []
     unused: Counter[str] = Counter()
-    problems = Problems(file, invalid)
+    problems = Problems(file.where, len(file.records), invalid)
     for record in file.records:
         try:
             if record.problem:
@@ -144,16 +151,17 @@ def read_each(
 class Problems:
     """Collects the records that cannot be read, or stops at the first."""
 
-    def __init__(self, file: RecordFile, invalid: str | None) -> None:
-        self._file, self._invalid = file, invalid
+    def __init__(self, where: Callable[[int], str], records: int, invalid: str | None) -> None:
+        """`where` names a record by its number, one of so many `records`; `invalid` as `read_rows` has it."""
+        self._where, self._records, self._invalid = where, records, invalid
         self._numbers: dict[str, list[int]] = {}
 
     def add(self, number: int, error: RowError) -> None:
         """Counts the record, or raises `InvalidInputError` with its line."""
         if self._invalid != "drop":
-            more = self._invalid is not None and len(self._file.records) > 1
+            more = self._invalid is not None and self._records > 1
             hint = "; data.invalid=drop leaves such records out" if more else ""
-            raise InvalidInputError(f"{self._file.where(number)}: {error.message}{hint}") from error
+            raise InvalidInputError(f"{self._where(number)}: {error.message}{hint}") from error
         self._numbers.setdefault(error.problem, []).append(number)
 
     def left_out(self) -> tuple[LeftOut, ...]:

@@ -2,7 +2,7 @@
 
 A file of templates makes examples of records with any fields:
 
-    words: {label: {"0": "no", "1": "yes"}}      what values of a field are written as
+    words: {label: {0: "no", 1: "yes"}}          what values of a field are written as
     templates:
       - name: question
         prompt: "{premise}\\nDoes it follow that {hypothesis}?\\nAnswer:"
@@ -19,16 +19,21 @@ A file of templates makes examples of records with any fields:
 Training records are written with one template each (`phrasings` of them where that is said), as evenly as numbers
 allow. Evaluation writes every record twice, with a template of training and with a held-out one, neither of them
 inverted, so that the two scores are over the same records. `{{` and `}}` are braces; a list is one "- item" a line.
+Fields that no template of the file reads are reported.
+
+The keys of `words` are values as JSON has them: true, false, null, a number or a text. 1 is 1.0, and "1"; a field that
+is null is written where `words` has null, and otherwise counts as absent.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +48,8 @@ from weft_trainer.data.rows import Problems, Reading, Rows
 
 SEEN, UNSEEN = "seen templates", "unseen templates"
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_MOST_WORDS = 10
+"""How many of a field's values a message lists."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,8 @@ class Template:
 
 
 @dataclass(frozen=True)
-class TemplateFile:
-    """The phrasings of one task."""
+class Phrasings:
+    """The phrasings of one task, as their file says them."""
 
     templates: tuple[Template, ...]
     """At least one that is neither held out nor inverted."""
@@ -71,10 +78,6 @@ class TemplateFile:
     """What the values of a field are written as: {"label": {"0": "no"}}. A value that is not there is an error."""
     chat: bool = False
     """Each prompt is a user's turn in the base's chat template, and not plain text."""
-    uri: str = ""
-    """The path as it was given; not a key of the file."""
-    sha256: str = ""
-    """Digest of the file; not a key of the file."""
 
     @property
     def training(self) -> tuple[Template, ...]:
@@ -91,6 +94,22 @@ class TemplateFile:
         """Those that only evaluation uses."""
         return tuple(template for template in self.templates if template.held_out)
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """Those that any template reads."""
+        patterns = [text for template in self.templates for text in (template.prompt, template.completion)]
+        return frozenset(name for pattern in patterns for name in fields_of(pattern))
+
+
+@dataclass(frozen=True)
+class TemplateFile(Phrasings):
+    """A file of phrasings."""
+
+    uri: str = field(kw_only=True)
+    """The path as it was given."""
+    sha256: str = field(kw_only=True)
+    """Digest of the file."""
+
 
 def load_templates(path: Path) -> TemplateFile:
     """The templates of a YAML file.
@@ -101,14 +120,30 @@ def load_templates(path: Path) -> TemplateFile:
     """
     source = YamlSource(path)
     try:
-        for key in ("uri", "sha256"):
-            if key in source.document:
-                raise ConfigError(key, f"unknown key; known: {', '.join(('templates', 'words', 'chat'))}")
-        found = strict.read(TemplateFile, source.document)
+        found = strict.read(Phrasings, _with_words(source.document))
         _check(found)
     except InvalidInputError as error:
         raise source.locate(error) from error
-    return replace(found, uri=str(path), sha256=digests.of_file(path))
+    return TemplateFile(found.templates, found.words, found.chat, uri=str(path), sha256=digests.of_file(path))
+
+
+def _with_words(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The document, with the keys of `words` as texts: YAML's true as JSON writes it."""
+    if not isinstance(document.get("words"), Mapping):
+        return document
+    words: dict[Any, Any] = {}
+    for name, of_field in document["words"].items():
+        words[name] = of_field
+        if isinstance(of_field, Mapping):
+            words[name] = {}
+            for value, word in of_field.items():
+                text = _text(value)
+                if text in words[name]:
+                    raise ConfigError(
+                        f"words.{name}.{text}", "said twice, as a text and as a value; keep one of the two"
+                    )
+                words[name][text] = word
+    return {**document, "words": words}
 
 
 @dataclass(frozen=True)
@@ -121,6 +156,8 @@ class FieldRecords:
     """Those of this part."""
     split: str
     """"train" or "eval"."""
+    held_out: bool = False
+    """The rest of the file is trained on, and reports what is not used of it."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -132,7 +169,8 @@ class FieldRecords:
 
     def part(self, split: str, indices: Sequence[int]) -> FieldRecords:
         """Some of the records, under another split's name."""
-        return FieldRecords(self.file, tuple(self.records[i] for i in indices), split)
+        held_out = self.held_out or split != self.split
+        return FieldRecords(self.file, tuple(self.records[i] for i in indices), split, held_out)
 
     def training_rows(self, templates: TemplateFile, phrasings: int, seed: int, invalid: str) -> Rows:
         """Every record, written with `phrasings` different templates of training.
@@ -158,7 +196,7 @@ class FieldRecords:
         self, file: TemplateFile, templates: Sequence[Template], count: int, seed: int, invalid: str | None, label: str
     ) -> Rows:
         rows: list[Row] = []
-        problems = Problems(self.file, invalid)
+        problems = Problems(self.file.where, len(self.file.records), invalid)
         used: Counter[str] = Counter()
         generator = random.Random(f"{seed}/{self.split}/{label}")
         for record in self.records:
@@ -174,8 +212,17 @@ class FieldRecords:
         if not rows:
             why = problems.left_out()[0].reason if problems.left_out() else "no records"
             raise InvalidInputError(f"{self.uri}: no examples: {why}")
-        reading = Reading(self.file.container, self.file.unit, problems.left_out())
+        # Once a file: of its training part, or of the first phrasings that it is scored with.
+        unused = () if self.held_out or label == UNSEEN else self._unused(file)
+        reading = Reading(self.file.container, self.file.unit, problems.left_out(), unused)
         return Rows(self.uri, self.file.sha256, self.split, tuple(rows), reading, label, file.sha256)
+
+    def _unused(self, file: TemplateFile) -> tuple[tuple[str, int], ...]:
+        """The keys of the whole file's records that no template reads, and in how many records they are."""
+        known = file.fields
+        values = [record.value for record in self.file.records if isinstance(record.value, dict)]
+        keys = (key for value in values for key, item in value.items() if item is not None and key not in known)
+        return tuple(Counter(keys).most_common())
 
 
 def render(template: Template, file: TemplateFile, record: Record) -> Row:
@@ -217,22 +264,43 @@ def _fill(pattern: str, file: TemplateFile, record: Mapping[str, Any]) -> str:
 def _written(name: str, file: TemplateFile, record: Mapping[str, Any]) -> str:
     value = record.get(name)
     if value is None:
+        if name in record and "null" in file.words.get(name, {}):
+            return file.words[name]["null"]
         raise RowError(f"no field {name!r}, which a template reads")
     if isinstance(value, list):
         if not value or not all(isinstance(item, str | int | float) for item in value):
             raise RowError(f"field {name!r}: expected texts in the list", repr(value))
-        return "\n".join(f"- {item}" for item in value)
+        return "\n".join(f"- {_text(item)}" for item in value)
     if not isinstance(value, str | int | float):
         raise RowError(f"field {name!r}: expected text, a number or a list of them", type(value).__name__)
-    text = str(value).lower() if isinstance(value, bool) else str(value)
     if name not in file.words:
-        return text
-    if text not in file.words[name]:
-        raise RowError(f"field {name!r}: words has no such value", repr(text))
-    return file.words[name][text]
+        return _text(value)
+    words = file.words[name]
+    for text in _spellings(value):
+        if text in words:
+            return words[text]
+    listed = ", ".join([*list(words)[:_MOST_WORDS], *(["..."] if len(words) > _MOST_WORDS else [])])
+    # Whoever wrote yes for a text has true.
+    misread = isinstance(value, str) and words.keys() & {"true", "false"}
+    hint = " (without quotes, YAML's yes and no are true and false)" if misread else ""
+    raise RowError(f"field {name!r}: words has only {listed}{hint}", repr(value))
 
 
-def _check(file: TemplateFile) -> None:
+def _text(value: Any) -> str:
+    """A value as JSON writes it, and a text as it is."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def _spellings(value: str | int | float) -> list[str]:
+    """The keys of `words` that stand for a value: a whole number is the same with and without a point."""
+    if isinstance(value, float) and value.is_integer():
+        return [str(value), str(int(value))]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [str(value), f"{value}.0"]
+    return [_text(value)]
+
+
+def _check(file: Phrasings) -> None:
     names: set[str] = set()
     read_by_others: set[str] = set()
     fields: list[tuple[list[str], list[str]]] = []
@@ -264,7 +332,6 @@ def _check(file: TemplateFile) -> None:
             )
     if not file.seen:
         raise ConfigError("templates", "none is left to train with and to score: each is held out or inverted")
-    known = {name for prompt, completion in fields for name in (*prompt, *completion)}
     for name in file.words:
-        if name not in known:
-            raise ConfigError(f"words.{name}", f"no template reads it; they read {', '.join(sorted(known))}")
+        if name not in file.fields:
+            raise ConfigError(f"words.{name}", f"no template reads it; they read {', '.join(sorted(file.fields))}")

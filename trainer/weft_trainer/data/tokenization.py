@@ -19,12 +19,15 @@ Plain text has no prompt: all of it is learnt but its first token, and what is l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
+
 from weft_registry.errors import InvalidInputError
-from weft_trainer.data.rows import MOST_NUMBERS, LeftOut, Row, Rows
+from weft_trainer.data.formats import RowError
+from weft_trainer.data.rows import MOST_NUMBERS, LeftOut, Problems, Row, Rows
 from weft_trainer.quiet import quiet_transformers
 
 
@@ -55,6 +58,7 @@ class Dataset:
     """Tokenized rows, and what happened to them on the way."""
 
     rows: Rows
+    """Those that examples were made of."""
     examples: tuple[Example, ...]
     truncated: int
     """Examples that lost the start of their prompt to `max_length`."""
@@ -134,7 +138,10 @@ class TextEncoder(Protocol):
     eos: int
 
     def prompt(self, row: Row) -> list[int]:
-        """The prompt's tokens, as a server would make them; of plain text what the tokenizer puts before any."""
+        """The prompt's tokens, as a server would make them; of plain text what the tokenizer puts before any.
+
+        Raises `RowError` for a conversation that cannot be written.
+        """
         ...
 
     def completion(self, text: str) -> list[int]:
@@ -166,10 +173,15 @@ class BaseTokenizer:
         if self._tokenizer.chat_template is None:
             if row.plain is not None:
                 return list(self._tokenizer(row.plain)["input_ids"])
-            raise InvalidInputError("this base has no chat template: write prompt and completion instead of messages")
-        text = self._tokenizer.apply_chat_template(
-            [{"role": m.role, "content": m.content} for m in row.prompt], add_generation_prompt=True, tokenize=False
-        )
+            raise RowError(
+                "this base has no chat template: write prompt and completion instead of messages, templates without "
+                "chat: true, or take a base that has one"
+            )
+        turns = [{"role": m.role, "content": m.content} for m in row.prompt]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise RowError(f"the base's chat template refuses the conversation: {error}") from error
         # The template writes the special tokens itself.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -178,26 +190,33 @@ class BaseTokenizer:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def tokenize(rows: Rows, encoder: TextEncoder, max_length: int, loss_on: str = "last") -> Dataset:
-    """The rows in tokens. `loss_on` is "last" or "all": which answers of a conversation the loss is over.
+def tokenize(
+    rows: Rows, encoder: TextEncoder, max_length: int, loss_on: str = "last", invalid: str | None = None
+) -> Dataset:
+    """The rows in tokens. `loss_on` is "last" or "all": which answers of a conversation the loss is over. `invalid` is
+    as `read_rows` has it: what happens at a row that this base cannot read.
 
-    Raises `InvalidInputError` if none is left, or a prompt has no tokens.
+    Raises `InvalidInputError` naming the line of such a row, or if none is left.
     """
     examples: list[Example] = []
+    kept: list[Row] = []
     truncated: list[int] = []
     dropped: list[int] = []
+    problems = Problems(rows.where, len(rows), invalid)
     broken = cut = 0
     for row in rows.rows:
-        if row.prompt is None:
-            windows = _windows(row, encoder, max_length)
-            cut += len(windows) > 1
-            examples += windows
+        before = len(examples)
+        try:
+            if row.prompt is None:
+                whole = _windows(row, encoder, max_length)
+                cut += len(whole) > 1
+            else:
+                whole = _conversation(row, encoder) if loss_on == "all" else [_example(row, encoder)]
+                broken += len(whole) > 1
+        except RowError as error:
+            problems.add(row.number, error)
             continue
-        whole = _conversation(row, encoder) if loss_on == "all" else [_example(row, encoder)]
-        broken += len(whole) > 1
         for example in whole:
-            if example.prompt_length == 0:
-                raise InvalidInputError(f"{rows.uri}: the prompt {row.prompt!r} is no token at all")
             over = len(example.ids) - max_length
             if over >= example.prompt_length:
                 dropped.append(row.number)
@@ -206,23 +225,33 @@ def tokenize(rows: Rows, encoder: TextEncoder, max_length: int, loss_on: str = "
                 truncated.append(row.number)
                 example = _shorten(example, over)
             examples.append(example)
-    if not examples:
-        raise InvalidInputError(f"{rows.uri}: every completion is over data.max_length ({max_length} tokens); raise it")
-    return dataset_of(rows, examples, max_length, truncated, dropped, broken, cut)
+        if len(examples) > before:
+            kept.append(row)
+    return dataset_of(rows, kept, examples, max_length, truncated, dropped, problems, broken, cut)
 
 
 def dataset_of(
     rows: Rows,
+    kept: Sequence[Row],
     examples: Sequence[Example],
     max_length: int,
     truncated: Sequence[int],
     dropped: Sequence[int],
+    problems: Problems,
     broken_conversations: int = 0,
     cut_texts: int = 0,
 ) -> Dataset:
-    """The data set of these examples; `truncated` and `dropped` are the lines that `max_length` did that to."""
+    """The data set of these examples, which some of the rows were `kept` for; `truncated` and `dropped` are the lines
+    that `max_length` did that to, `problems` those that could not be read. Raises `InvalidInputError` if there are no
+    examples."""
+    unreadable = problems.left_out()
+    if not examples:
+        if unreadable:
+            raise InvalidInputError(f"{rows.uri}: no examples: {unreadable[0].reason}")
+        raise InvalidInputError(f"{rows.uri}: every completion is over data.max_length ({max_length} tokens); raise it")
+    reading = replace(rows.reading, left_out=(*rows.reading.left_out, *unreadable))
     return Dataset(
-        rows,
+        replace(rows, rows=tuple(kept), reading=reading),
         tuple(examples),
         len(truncated),
         len(dropped),
@@ -235,8 +264,16 @@ def dataset_of(
 
 
 def _example(row: Row, encoder: TextEncoder) -> Example:
-    prompt = encoder.prompt(row)
+    prompt = prompt_tokens(row, encoder)
     return Example((*prompt, *encoder.completion(row.completion), encoder.eos), len(prompt))
+
+
+def prompt_tokens(row: Row, encoder: TextEncoder) -> list[int]:
+    """At least one. Raises `RowError` where there is none, or no way to write the prompt."""
+    prompt = encoder.prompt(row)
+    if not prompt:
+        raise RowError("the prompt is no token at all", repr(row.prompt))
+    return prompt
 
 
 def _windows(row: Row, encoder: TextEncoder, max_length: int) -> list[Example]:

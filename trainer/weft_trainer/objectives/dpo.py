@@ -72,18 +72,20 @@ def completion_logps(
     report: Reporter,
     label: str,
 ) -> Tensor:
-    """The log-probability of every example's completion, (N,), in float32, without dropout."""
+    """The log-probability of every example's completion, (N,), in float32, without dropout. The examples are those of
+    pairs, which are what `report` hears of."""
     was_training = model.training
     model.eval()
     found_N = torch.empty(len(examples))
     order = sorted(range(len(examples)), key=lambda index: (len(examples[index].ids), index))
-    with report.task(label, len(order)) as task:
+    with report.task(label, len(order) // 2) as task:
         for start in range(0, len(order), _BATCH):
             indices = order[start : start + _BATCH]
             batch = {key: value.to(model.base.device) for key, value in make_batch(indices).items()}
             logits_CV, reference_C = model.completion_logits(batch)
             found_N[indices] = row_logps(logits_CV, reference_C, batch["labels"]).cpu()
-            task.advance(len(indices))
+            # Always even: the batches are, and so are all examples together.
+            task.advance(len(indices) // 2)
     model.train(was_training)
     return found_N
 
