@@ -10,12 +10,12 @@ from weft_trainer.progress import QuietReporter, Task
 
 
 class Heard(QuietReporter):
-    """Keeps what a run reports; does something when the training task has come to `step`, once."""
+    """Keeps what a run reports; does something when the tasks of this label have come to `step` together, once."""
 
-    def __init__(self, step: int = 0, action: Callable[[], None] | None = None) -> None:
+    def __init__(self, step: int = 0, action: Callable[[], None] | None = None, label: str = "training") -> None:
         self.messages: list[str] = []
         self.steps = 0
-        self._step, self._action = step, action
+        self._step, self._action, self._label = step, action, label
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -23,7 +23,7 @@ class Heard(QuietReporter):
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:
         with super().task(label, total) as task:
-            yield self if label.startswith("training") else task
+            yield self if label.startswith(self._label) else task
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         self.steps += steps

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ from safetensors.torch import load_file
 
 from tests.tiny_models import AddedBase
 from tests.trainer.results import resumed, weights
+from weft_adapters.base.load import StoredBase
 from weft_registry import artifact as artifacts
 from weft_registry.errors import InvalidInputError, NotFoundError
+from weft_registry.home import Home
 from weft_trainer import train as runs
+from weft_trainer.config.data import DatasetConfig
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.progress import QuietReporter, Task
 from weft_trainer.training import checkpoints
@@ -124,6 +128,45 @@ def test_resuming_another_configurations_run_is_refused(
     other = replace(config, training=replace(config.training, learning_rate=0.5))
     with pytest.raises(InvalidInputError, match=r"training\.learning_rate changed"):
         run(resumed(other), deep_base)
+
+
+def test_a_run_goes_on_over_the_same_data_wherever_it_lies_and_over_no_other(
+    deep_base: AddedBase, make_config: Callable[..., TrainConfig], run: Run, tmp_path: Path
+) -> None:
+    def over(*files: Path) -> TrainConfig:
+        config = make_config(deep_base, "lora", {"r": 4}, save_every=3)
+        return replace(config, data=replace(config.data, train=tuple(DatasetConfig(file) for file in files)))
+
+    given = make_config(deep_base, "lora").data.training_sets[0].path
+    first, second = (Path(shutil.copy(given, tmp_path / name)) for name in ("first.jsonl", "second.jsonl"))
+    whole = weights(run(over(first, second), deep_base))
+    shutil.rmtree(over(first).checkpoints / "checkpoint-6")
+    moved = second.rename(tmp_path / "moved.jsonl")
+    again = weights(run(resumed(over(first, moved)), deep_base))
+    assert all(torch.equal(tensor, again[key]) for key, tensor in whole.items())
+    moved.write_text(moved.read_text() + json.dumps({"prompt": "one more", "completion": " row"}) + "\n")
+    with pytest.raises(InvalidInputError, match=r"of another run: data\.train changed; restore it"):
+        run(resumed(over(first, moved)), deep_base)
+    moved.unlink()
+    with pytest.raises(NotFoundError, match=r"data\.train: .*moved\.jsonl cannot be read: No such file"):
+        run(resumed(over(first, moved)), deep_base)
+
+
+def test_a_run_does_not_go_on_over_another_base_of_the_same_name(
+    tiny_base: Callable[..., AddedBase], make_config: Callable[..., TrainConfig], run: Run, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+
+    def store(base: AddedBase) -> AddedBase:
+        shutil.rmtree(home.bases, ignore_errors=True)
+        path = shutil.copytree(base.home.bases / base.name, home.bases / "base")
+        return AddedBase(home, "base", StoredBase.open(Path(path)))
+
+    base = store(tiny_base("llama"))
+    config = make_config(base, "lora", {"r": 4}, save_every=3)
+    run(config, base)
+    with pytest.raises(InvalidInputError, match="of another run: base changed"):
+        run(resumed(config), store(tiny_base("llama", seed=7)))
 
 
 def test_a_fresh_run_does_not_keep_another_runs_checkpoints(

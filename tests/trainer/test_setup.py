@@ -103,5 +103,5 @@ def test_a_run_computes_in_what_it_says_or_in_what_is_fastest(
     setup = set_up(config, QuietReporter(), deep_base.home, torch.device("cpu"))
     wanted = fastest if said == "auto" else said
     # The manifest and the checkpoints say it.
-    assert setup.config.training.dtype == setup.pinned.training.dtype == wanted
+    assert setup.config.training.dtype == setup.identity["training.dtype"] == wanted
     assert setup.base().dtype == getattr(torch, wanted)

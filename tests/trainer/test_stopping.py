@@ -1,18 +1,12 @@
-"""How a run ends before its last step: a signal, a loss that stops falling or is no number, no memory left."""
+"""How a run ends before its last step: a loss that stops falling or is no number, no memory left."""
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +15,7 @@ from safetensors.torch import load_file
 from tests.tiny_models import AddedBase
 from tests.trainer.reporters import Heard, send
 from tests.trainer.results import resumed
+from tests.trainer.scores import measure
 from weft_registry import artifact as artifacts
 from weft_registry.errors import ExhaustedError, InvalidInputError, PreconditionError
 from weft_trainer import train as runs
@@ -28,84 +23,10 @@ from weft_trainer.config.run import TrainConfig
 from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.objectives.score import Part, Score
 from weft_trainer.training import checkpoints, memory
-from weft_trainer.training.adapter_trainer import AdapterTrainer
 from weft_trainer.training.best import Best
-from weft_trainer.training.rank import Rank
 
 MakeConfig = Callable[..., TrainConfig]
 Run = Callable[[TrainConfig, AddedBase], Path]
-BEGIN = AdapterTrainer.__init__
-
-
-def measure(monkeypatch: pytest.MonkeyPatch, losses: Iterator[float]) -> None:
-    """Makes evaluations find these losses, one after another."""
-
-    def init(self: AdapterTrainer, config: TrainConfig, _scorer: object, rank: Rank, **more: Any) -> None:
-        BEGIN(self, config, lambda: Score(next(losses), 0.5, 8), rank, **more)
-
-    monkeypatch.setattr(AdapterTrainer, "__init__", init)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_a_checkpoint_that_the_run_resumes_from_bit_for_bit(
-    deep_base: AddedBase, make_config: MakeConfig, run: Run, number: int
-) -> None:
-    # No save_every, and an evaluation due at the very step: neither is in the way.
-    config = make_config(deep_base, "lora", {"r": 4, "dropout": 0.2}, eval_every=2, early_stopping_patience=9)
-    whole = artifacts.read(run(config, deep_base))
-    before = signal.getsignal(number)
-    report = Heard(4, send(number))
-    with pytest.raises(PreconditionError, match=r"after step 4 of 6.*checkpoint-4.*training\.resume=true") as caught:
-        runs.train(config, report, deep_base.home)
-    assert caught.value.reason == "INTERRUPTED"
-    assert caught.value.metadata["signal"] == str(int(number))
-    assert signal.getsignal(number) is before
-    assert any("once more ends at once" in text for text in report.messages)
-    again = artifacts.read(run(resumed(config), deep_base))
-    assert again.tensors == whole.tensors
-    assert [m.value for m in again.metrics] == [m.value for m in whole.metrics]
-
-
-def test_a_process_that_is_asked_to_end_saves_and_says_how_to_go_on(
-    deep_base: AddedBase, task_file: Path, tmp_path: Path
-) -> None:
-    config = tmp_path / "run.yaml"
-    settings = {"steps": 100_000, "dtype": "float32", "log_every": 1, "save_every": 100_000}
-    document = {"base": deep_base.name, "method": "lora", "output": str(tmp_path / "out"), "training": settings}
-    config.write_text(json.dumps(document | {"data": {"train": str(task_file)}, "adapter": {"r": 2}}))
-    environment = os.environ | {"WEFT_HOME": str(deep_base.home.root), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "weft_client.cli", "train", str(config), "adapter.dropout=0.1", "-q"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    log = tmp_path / "out.checkpoints" / "log.jsonl"
-    while process.poll() is None and not (log.is_file() and log.read_text().count("\n") > 2):
-        time.sleep(0.05)
-    process.terminate()
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    saved = checkpoints.newest(tmp_path / "out.checkpoints")
-    assert saved is not None
-    assert said.startswith("error: stopped by SIGTERM after step ")
-    assert f"everything is in {saved}: go on with the same configuration and training.resume=true: weft train" in said
-    # What it says is what runs: the same words, and from where it stopped.
-    words = shlex.split(said.rpartition("training.resume=true: ")[2])
-    assert words == ["weft", *command[3:], "--resume"]
-
-
-def test_a_second_signal_ends_the_run_at_once(deep_base: AddedBase, make_config: MakeConfig) -> None:
-    def twice() -> None:
-        send(signal.SIGINT)()
-        send(signal.SIGINT)()
-
-    config = make_config(deep_base, "lora", {"r": 4})
-    with pytest.raises(KeyboardInterrupt):
-        runs.train(config, Heard(2, twice), deep_base.home)
-    assert not config.checkpoints.exists()
-
-
-def test_a_signal_during_the_last_step_changes_nothing(deep_base: AddedBase, make_config: MakeConfig, run: Run) -> None:
-    config = make_config(deep_base, "lora", {"r": 4})
-    whole = artifacts.read(run(config, deep_base)).tensors
-    assert artifacts.read(runs.train(config, Heard(6, send(signal.SIGTERM)), deep_base.home)).tensors == whole
 
 
 def test_early_stopping_keeps_the_parameters_of_the_lowest_held_out_loss(

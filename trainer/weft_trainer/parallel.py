@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,7 +24,8 @@ from weft_registry.errors import PreconditionError, WeftError
 from weft_registry.home import Home
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.progress import QuietReporter, Reporter, Task
-from weft_trainer.training.interrupt import REASON, StopRequest
+from weft_trainer.training import checkpoints
+from weft_trainer.training.interrupt import StopRequest, not_begun
 from weft_trainer.training.rank import Rank
 
 _JOIN_S = 30.0
@@ -49,9 +50,7 @@ def train_together(config: TrainConfig, report: Reporter, home: Home | None) -> 
     with tempfile.TemporaryDirectory(prefix="weft-ranks-") as meeting:
         pipes = [spawn.Pipe(duplex=False) for _ in range(count)]
         workers = [
-            spawn.Process(
-                target=_work, args=(Rank(i, count), config, home, str(Path(meeting) / "store"), sender), daemon=True
-            )
+            spawn.Process(target=_work, args=(Rank(i, count), config, home, Path(meeting), sender), daemon=True)
             for i, (_, sender) in enumerate(pipes)
         ]
 
@@ -61,13 +60,14 @@ def train_together(config: TrainConfig, report: Reporter, home: Home | None) -> 
                 if worker.pid is not None and worker.is_alive():
                     os.kill(worker.pid, signal.SIGTERM)
 
+        request.finish(f"stopping {count} processes")
         try:
             with request.listening(stop):
                 for worker in workers:
                     worker.start()
                 for _, sender in pipes:
                     sender.close()
-                _follow([receiver for receiver, _ in pipes], workers, report, request)
+                _follow([receiver for receiver, _ in pipes], workers, report, config, request)
                 for worker in workers:
                     worker.join(_JOIN_S)
         finally:
@@ -78,7 +78,13 @@ def train_together(config: TrainConfig, report: Reporter, home: Home | None) -> 
     return config.output
 
 
-def _follow(receivers: list[Connection[Any, Any]], workers: list[Any], report: Reporter, request: StopRequest) -> None:
+def _follow(
+    receivers: list[Connection[Any, Any]],
+    workers: list[Any],
+    report: Reporter,
+    config: TrainConfig,
+    request: StopRequest,
+) -> None:
     """Replays what the first process reports until every one is done; raises the first error."""
     open_ends = dict(zip(receivers, workers, strict=True))
     with ExitStack() as stack:
@@ -91,7 +97,8 @@ def _follow(receivers: list[Connection[Any, Any]], workers: list[Any], report: R
                 except EOFError:
                     worker = open_ends.pop(ready)
                     worker.join(_JOIN_S)
-                    raise _died(worker.exitcode, request) from None
+                    # One that lost its partner dies of that; the partner says what happened.
+                    raise _said(open_ends) or _died(worker.exitcode, config, request) from None
                 if event == "done":
                     del open_ends[ready]
                 elif event == "error":
@@ -107,14 +114,22 @@ def _follow(receivers: list[Connection[Any, Any]], workers: list[Any], report: R
                     getattr(tasks[-1][1], event)(*values)
 
 
-def _died(status: int | None, request: StopRequest) -> PreconditionError:
-    if request.signal:
-        name = signal.Signals(request.signal).name
-        return PreconditionError(
-            f"stopped by {name} before the first step; there is nothing to resume",
-            reason=REASON,
-            metadata={"signal": str(request.signal)},
-        )
+def _said(open_ends: Iterable[Connection[Any, Any]]) -> WeftError | None:
+    """The error that one of the processes has sent and nobody has read yet."""
+    for receiver in open_ends:
+        with contextlib.suppress(EOFError):
+            while receiver.poll():
+                event, *values = receiver.recv()
+                if event == "error":
+                    assert isinstance(values[0], WeftError)
+                    return values[0]
+    return None
+
+
+def _died(status: int | None, config: TrainConfig, request: StopRequest) -> PreconditionError:
+    if request.signal and status == -signal.SIGTERM:
+        # It was still importing what trains.
+        return not_begun(request.signal, checkpoints.newest(config.checkpoints) if config.training.resume else None)
     return PreconditionError(
         f"a training process ended with status {status}; what it wrote to standard error says why. Status -9 is what "
         "a machine that runs out of memory does: lower training.devices or training.batch_size",
@@ -122,8 +137,8 @@ def _died(status: int | None, request: StopRequest) -> PreconditionError:
     )
 
 
-def _work(rank: Rank, config: TrainConfig, home: Home | None, store: str, sender: Connection[Any, Any]) -> None:
-    """The body of one training process."""
+def _work(rank: Rank, config: TrainConfig, home: Home | None, meeting: Path, sender: Connection[Any, Any]) -> None:
+    """The body of one training process. What it writes for itself is in `meeting`, which goes even if it is killed."""
     # Signals of the terminal go to the parent, which passes them on; otherwise they would arrive twice.
     os.setsid()
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -143,13 +158,13 @@ def _work(rank: Rank, config: TrainConfig, home: Home | None, store: str, sender
     # Meeting at a file of our own: a port could be somebody else's by the time it is used.
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=f"file://{store}",
+        init_method=f"file://{meeting / 'store'}",
         rank=rank.index,
         world_size=rank.count,
         device_id=device if device.type == "cuda" else None,
     )
     try:
-        run(config, _Relay(sender) if rank.writes else QuietReporter(), home, rank)
+        run(config, _Relay(sender) if rank.writes else QuietReporter(), home, rank, meeting)
         sender.send(("done",))
     except WeftError as error:
         sender.send(("error", error))

@@ -14,7 +14,7 @@ from transformers import set_seed
 from weft_registry.home import Home
 from weft_registry.manifest import Manifest
 from weft_trainer.config.run import TrainConfig
-from weft_trainer.modeling.adapted import AdaptedModel
+from weft_trainer.modeling.adapted import AdaptedModel, Outcome
 from weft_trainer.modeling.recompute import recompute_layers
 from weft_trainer.objectives.course import Source
 from weft_trainer.objectives.score import Score
@@ -22,26 +22,56 @@ from weft_trainer.output.export import export
 from weft_trainer.output.model_output import write_model
 from weft_trainer.progress import Reporter
 from weft_trainer.setup import Setup, set_up
+from weft_trainer.training import checkpoints
+from weft_trainer.training.interrupt import Stopped, StopRequest, not_begun
 from weft_trainer.training.loop import Fitted, fit
 from weft_trainer.training.memory import explaining_out_of_memory
 from weft_trainer.training.rank import ALONE, Rank
 
 
-def run(config: TrainConfig, report: Reporter, home: Home | None = None, rank: Rank = ALONE) -> Path:
-    """What one of the training processes does; the first one writes. Raises what `weft_trainer.train.train` raises."""
+def run(
+    config: TrainConfig, report: Reporter, home: Home | None = None, rank: Rank = ALONE, scratch: Path | None = None
+) -> Path:
+    """What one of the training processes does; the first one writes. Temporary files are in `scratch`, else where the
+    system wants them. Raises what `weft_trainer.train.train` raises."""
+    request = StopRequest()
+    # Of several processes the one that started them says what a signal does.
+    with request.listening(report.message if rank.count == 1 else _nothing):
+        try:
+            return _run(config, report, home, rank, scratch, request)
+        except Stopped:
+            checkpoint = checkpoints.newest(config.checkpoints) if config.training.resume else None
+            raise not_begun(request.signal, checkpoint) from None
+
+
+def _nothing(_: str) -> None:
+    pass
+
+
+def _run(
+    config: TrainConfig, report: Reporter, home: Home | None, rank: Rank, parent: Path | None, request: StopRequest
+) -> Path:
     started = time.monotonic()
     setup = set_up(config, report, home, rank.device())
     with (
         explaining_out_of_memory(setup.config, setup.longest),
-        tempfile.TemporaryDirectory(prefix="weft-train-") as temporary,
+        tempfile.TemporaryDirectory(prefix="weft-train-", dir=parent) as temporary,
     ):
         scratch = Path(temporary)
         sources = setup.sources(scratch, report)
         model = _attach(setup, sources, scratch, report)
-        fitted = _fit(setup, model, sources, scratch, report, rank)
+        # From here to the end a signal comes when it may, not where it is: something could be lost.
+        request.finish("finishing this step, then saving")
+        fitted = _fit(setup, model, sources, scratch, report, request, rank)
         if not rank.writes:
             return config.output
-        manifest, fitted = _export(setup, model, fitted, sources, report)
+        try:
+            with request.at_once():
+                outcome, fitted = _outcome(setup, model, fitted, sources, report)
+        except Stopped:
+            raise fitted.ending.stopped(request.signal) from None
+        request.finish("writing the artifact")
+        manifest = _write(setup, outcome, fitted)
     took = f"{time.monotonic() - started:.0f} s"
     report.message(f"{config.output}: {manifest.size_bytes:,} bytes, {fitted.steps} steps, {took}")
     if fitted.trained is not None:
@@ -72,36 +102,45 @@ def _attach(setup: Setup, sources: Sequence[Source], scratch: Path, report: Repo
 
 
 def _fit(
-    setup: Setup, model: AdaptedModel, sources: Sequence[Source], scratch: Path, report: Reporter, rank: Rank
+    setup: Setup,
+    model: AdaptedModel,
+    sources: Sequence[Source],
+    scratch: Path,
+    report: Reporter,
+    request: StopRequest,
+    rank: Rank,
 ) -> Fitted:
-    config, data, course = setup.pinned, setup.data, setup.course
+    data, course = setup.data, setup.course
     evaluate = None if data.held_out is None else partial(_score, setup, model, sources, report)
-    if data.plan is None:
-        batches, count = course.batches(sources[0], None), course.count(data.train_examples)
-        return fit(model, batches, count, evaluate, config, scratch, report, rank)
-    # The plan is the whole run in order: one pass over it, in so many steps.
-    planned = replace(config, training=replace(config.training, steps=data.plan.steps, epochs=None))
-    batches, count = course.batches(sources[0], data.plan.rows), len(data.plan.rows)
-    return fit(model, batches, count, evaluate, planned, scratch, report, rank, shuffle=False)
+    order = None if data.plan is None else data.plan.rows
+    batches = course.batches(sources[0], order)
+    count = course.count(data.train_examples) if order is None else len(order)
+    steps = None if data.plan is None else data.plan.steps
+    config, identity = setup.config, setup.identity
+    return fit(model, batches, count, evaluate, config, identity, scratch, report, request, rank, planned=steps)
 
 
-def _export(
+def _outcome(
     setup: Setup, model: AdaptedModel, fitted: Fitted, sources: Sequence[Source], report: Reporter
-) -> tuple[Manifest, Fitted]:
-    """Writes the artifact, and the whole model where it is kept; an adapter that only approximates is scored first."""
-    config, stored = setup.config, setup.stored
+) -> tuple[Outcome, Fitted]:
+    """What the artifact will hold; and how the run ended, where an adapter that only approximates has its own score."""
     outcome = model.outcome(setup.shape.params)
-    if setup.model_directory is not None and outcome.read is not None:
-        write_model(stored, setup.model_directory, outcome.read)
     if not outcome.exact and setup.data.held_out is not None:
         served = setup.shape.method.bare(setup.base(), outcome.params)
         served.restore(outcome.tensors)
         fitted = replace(fitted, score=_score(setup, served, sources, report), trained=fitted.score)
+    return outcome, fitted
+
+
+def _write(setup: Setup, outcome: Outcome, fitted: Fitted) -> Manifest:
+    """Writes the artifact, and the whole model where it is kept."""
+    config, stored = setup.config, setup.stored
+    if setup.model_directory is not None and outcome.read is not None:
+        write_model(stored, setup.model_directory, outcome.read)
     origin = {} if setup.start is None else setup.start.provenance()
     # After the teacher's: what it grew from comes before who taught it.
     extra = {**outcome.provenance, **setup.course.provenance(), **origin}
-    manifest = export(config, stored, outcome.params, outcome.tensors, setup.data.datasets, fitted, extra)
-    return manifest, fitted
+    return export(config, stored, outcome.params, outcome.tensors, setup.data.datasets, fitted, extra)
 
 
 def _score(setup: Setup, model: AdaptedModel, sources: Sequence[Source], report: Reporter) -> Score:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from weft_trainer.output.export import check_output
 from weft_trainer.output.model_output import model_output
 from weft_trainer.progress import Reporter
 from weft_trainer.training.checkpoints import to_resume
+from weft_trainer.training.identity import Identity, identity_of
 from weft_trainer.training.journal import check_tensorboard
 from weft_trainer.training.optimizers import optim_name
 
@@ -63,16 +64,13 @@ class Setup:
     data: Prepared
     course: Course
     shape: Shape
+    identity: Identity
+    """What its checkpoints belong to."""
     model_directory: Path | None
     """Where the whole model goes, if it is kept."""
     device: torch.device
     start: Start | None = None
     """The adapter that it begins at."""
-
-    @property
-    def pinned(self) -> TrainConfig:
-        """The configuration with the adapters that it begins at and is over by digest: what checkpoints belong to."""
-        return _pinned(self.config, self.start, self.shape.parts)
 
     @property
     def first_layer(self) -> int:
@@ -132,11 +130,12 @@ def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: tor
     stored = open_base(config.base, home)
     tokenizer = BaseTokenizer(stored.tokenizer_dir, stored.config.eos_token_ids)
     shape = _shape(config, start, stored, tokenizer, home)
+    course = course_of(config, stored, home, device)
+    identity = identity_of(config, _stands_for(config, stored, start, shape.parts, course))
     if config.training.resume:
-        to_resume(config.checkpoints, _pinned(config, start, shape.parts))
+        to_resume(config.checkpoints, identity)
     if config.data.packing:
         check_windows(stored, config.data.max_length)
-    course = course_of(config, stored, home, device)
     data = prepare(config, tokenizer)
     for text in (*(dataset.describe() for dataset in data.datasets), *data.notes):
         report.message(text)
@@ -145,7 +144,7 @@ def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: tor
         report.message(start.describe())
     if shape.parts:
         report.message(f"over {', '.join(str(part.reference) for part in shape.parts)}")
-    return Setup(config, stored, tokenizer, data, course, shape, model_directory, device, start)
+    return Setup(config, stored, tokenizer, data, course, shape, identity, model_directory, device, start)
 
 
 def _shape(
@@ -178,10 +177,17 @@ def _decided(config: TrainConfig, device: torch.device) -> TrainConfig:
     return replace(config, training=replace(config.training, dtype=dtype))
 
 
-def _pinned(config: TrainConfig, start: Start | None, parts: Sequence[Part]) -> TrainConfig:
-    # A directory may hold another adapter when the run is resumed, and an alias name another version.
-    adapter = None if config.adapter is None else pinned(config.adapter, parts)
-    return replace(config, adapter=adapter, start=None if start is None else start.digest)
+def _stands_for(
+    config: TrainConfig, stored: StoredBase, start: Start | None, parts: Sequence[Part], course: Course
+) -> Mapping[str, Any]:
+    # A directory may hold another adapter when the run is resumed, an alias name another version, and a base's name
+    # another base.
+    return {
+        "base": stored.spec.fingerprint.weights_sha256,
+        "start": None if start is None else start.digest,
+        "objective.teacher": course.provenance().get("objective", {}).get("teacher"),
+        **pinned(config.adapter, parts),
+    }
 
 
 def check_storable(kind: str, params: Any, base: BaseSpec) -> None:

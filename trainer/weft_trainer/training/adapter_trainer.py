@@ -1,50 +1,61 @@
-"""transformers' Trainer for an `AdaptedModel`: scoring, early stopping, checkpoints and divergence are ours.
+"""transformers' Trainer for an `AdaptedModel`: scoring, early stopping, checkpoints, stops and divergence are ours.
 
 Checkpoints hold only the trainable parameters (with a reparameterizing network, which the artifact does not keep), the
-optimizer, the schedule and the random state, so that a resumed run continues bit for bit.
+optimizer, the schedule and the random state, so that a resumed run continues bit for bit. A run whose last step is done
+needs none of the latter three.
 """
 
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from weft_registry.errors import PreconditionError
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.batches import Batch
-from weft_trainer.modeling.adapted import AdaptedModel, load_exactly
+from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.objectives.score import Score
-from weft_trainer.training import checkpoints
+from weft_trainer.training import checkpoints, contents
 from weft_trainer.training.best import Best
+from weft_trainer.training.ending import Ending
+from weft_trainer.training.figures import Figures
+from weft_trainer.training.identity import Identity
+from weft_trainer.training.interrupt import Stopped, StopRequest
 from weft_trainer.training.rank import Rank
-
-STATE_FILE = "trainable.safetensors"
 
 
 class AdapterTrainer(Trainer):
     """Trainer with our scoring, our early stopping, and checkpoints of the trainable parameters only."""
 
-    def __init__(self, config: TrainConfig, scorer: Callable[[], Score] | None, rank: Rank, **arguments: Any) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        identity: Identity,
+        scorer: Callable[[], Score] | None,
+        rank: Rank,
+        request: StopRequest,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
-        self._config, self._scorer, self.rank = config, scorer, rank
-        self._claimed = config.training.resume
+        self._config, self._identity, self._scorer, self.rank, self._request = config, identity, scorer, rank, request
+        self.claimed = config.training.resume
+        """Whether the checkpoints' directory is this run's."""
         self.method = config.method
         patience = config.training.early_stopping_patience
         self.best = Best(patience) if patience is not None else None
         self.tokens_seen = 0
         """By this process, since it began."""
-        self.last_score: tuple[int, Score] | None = None
-        """(step, score) of the last evaluation."""
+        self.figures = Figures(rank)
         self.stopped_by = 0
-        """The signal that ended the run before its last step; 0 for none."""
+        """The signal that ended the run; 0 for none."""
         self.shuffles = True
         """Whether examples are read in random order, and not in that of their numbers."""
 
@@ -67,6 +78,7 @@ class AdapterTrainer(Trainer):
         loss: Tensor = super().training_step(model, inputs, *rest, **more)
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {float(loss)}")
+        self.figures.add(loss)
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -82,20 +94,59 @@ class AdapterTrainer(Trainer):
         standing_in = [{"labels": items, "shift_labels": items} for items in counted]
         return super()._get_num_items_in_batch(standing_in, device)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's, with the losses of the steps since the last log though a resumption is among them."""
+        if "loss" in logs:
+            logs["loss"] = self.figures.take(int(self.state.global_step))
+        super().log(logs, start_time)
+
     def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
-        """Scores the held-out examples, and decides whether to stop early."""
-        assert self._scorer is not None, "evaluation is only scheduled with a scorer"
-        result, step = self._scorer(), int(self.state.global_step)
+        """Scores the held-out examples, and decides whether to stop early. A signal cuts it off: then the run stops
+        here, without figures."""
+        result, step = self._scored(), int(self.state.global_step)
+        if self.rank.any(result is None):
+            self.stop()
+            return {}
+        assert result is not None, "no process was stopped"
         if not math.isfinite(result.loss):
             raise self._diverged(f"the held-out loss is {result.loss}", step)
         metrics = {f"eval_{name}": value for name, value in result.figures().items()}
         self.log(dict(metrics))
         # Clears the request to evaluate, which would otherwise be met once more at the end of the epoch.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.last_score = (step, result)
+        self.figures.last_score = (step, result)
         if self.best is not None and self.rank.any(self.best.offer(step, result, self._adapted.trainable())):
             self.control.should_training_stop = True
         return metrics
+
+    def _scored(self) -> Score | None:
+        assert self._scorer is not None, "evaluation is only scheduled with a scorer"
+        try:
+            with self._request.at_once():
+                return self._scorer()
+        except Stopped:
+            return None
+
+    def stop(self) -> None:
+        """Ends the run with a checkpoint of this step. Another process may have had the signal first; then this one
+        takes part in its stop."""
+        self.stopped_by = self._request.signal or signal.SIGTERM
+        self.control.should_save = self.control.should_training_stop = True
+
+    def ending(self) -> Ending:
+        """How far it has come."""
+        directory, model, claimed = self._config.checkpoints, self._adapted, self.claimed
+        return Ending(directory, self._identity, model, self.state, self.figures, self.best, claimed, self.rank)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its last step is behind it."""
+        return self.state.global_step >= self.state.max_steps or (self.best is not None and self.best.is_over)
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Puts a checkpoint's parameters and figures back, and says in `state` how far it had come."""
+        self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.LAST_FILE))
+        self._load_from_checkpoint(str(checkpoint))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.shuffles:
@@ -104,9 +155,9 @@ class AdapterTrainer(Trainer):
 
     def claim(self) -> None:
         """Makes the checkpoints' directory this run's, once."""
-        if not self._claimed:
-            checkpoints.claim(self._config.checkpoints, self._config)
-            self._claimed = True
+        if not self.claimed:
+            checkpoints.claim(self._config.checkpoints, self._identity)
+            self.claimed = True
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._config.checkpoints)
@@ -115,19 +166,17 @@ class AdapterTrainer(Trainer):
         if self.rank.writes:
             self.claim()
         self.rank.barrier()
+        self.figures.settle()
         super()._save_checkpoint(model, trial)
         self.rank.barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         directory = Path(str(output_dir or self.args.output_dir))
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self._adapted.trainable().items()}
-        ruined = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+        parameters = self._adapted.trainable()
+        ruined = next((name for name, tensor in parameters.items() if not torch.isfinite(tensor).all()), None)
         if ruined is not None:
             raise self._diverged(f"{ruined} is not finite", int(self.state.global_step))
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, str(directory / STATE_FILE))
-        if self.best is not None:
-            self.best.save(directory)
+        contents.save(directory, parameters, self.figures, self.best)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -135,17 +184,14 @@ class AdapterTrainer(Trainer):
         self.rank.barrier()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        directory = Path(resume_from_checkpoint)
-        load_exactly(self._adapted.trainable(), load_file(str(directory / STATE_FILE)))
-        if self.best is not None:
-            self.best.load(directory)
+        contents.load(Path(resume_from_checkpoint), self._adapted.trainable(), self.figures, self.best)
 
     def _diverged(self, what: str, step: int | None = None) -> PreconditionError:
         training = self._config.training
         step = int(self.state.global_step) + 1 if step is None else step
         losses = [entry for entry in self.state.log_history if "loss" in entry]
         before = f" (it was {losses[-1]['loss']:.4g} at step {losses[-1]['step']})" if losses else ""
-        good = checkpoints.newest(self._config.checkpoints) if self._claimed else None
+        good = checkpoints.newest(self._config.checkpoints) if self.claimed else None
         kept = f"; {good} is the last good checkpoint, and stays" if good is not None else ""
         return PreconditionError(
             f"training diverged at step {step}: {what}{before}{kept}. Start again with a "

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from weft_trainer.objectives.dpo import PairScore
-from weft_trainer.objectives.score import Part, Score
+from weft_trainer.objectives.score import Score
+from weft_trainer.objectives.score_json import from_json, to_json
 
 TENSORS_FILE, STATE_FILE = "best.safetensors", "best.json"
 
@@ -38,6 +36,11 @@ class Best:
             self._tensors = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
         else:
             self._worse += 1
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether waiting for lower losses is over."""
         return self._worse >= self._patience
 
     def restore(self, parameters: Mapping[str, Tensor]) -> None:
@@ -49,20 +52,12 @@ class Best:
     def save(self, checkpoint: Path) -> None:
         """Into a checkpoint's directory."""
         save_file(self._tensors, str(checkpoint / TENSORS_FILE))
-        score = None if self.score is None else asdict(self.score)
-        (checkpoint / STATE_FILE).write_text(json.dumps({"step": self.step, "worse": self._worse, "score": score}))
+        state = {"step": self.step, "worse": self._worse, "score": to_json(self.score)}
+        (checkpoint / STATE_FILE).write_text(json.dumps(state))
 
     def load(self, checkpoint: Path) -> None:
-        """From a checkpoint's directory. JSON keeps a float's every bit."""
+        """From a checkpoint's directory."""
         state = json.loads((checkpoint / STATE_FILE).read_text())
         self.step, self._worse = state["step"], state["worse"]
-        self.score = None if state["score"] is None else _score(state["score"])
+        self.score = from_json(state["score"])
         self._tensors = load_file(str(checkpoint / TENSORS_FILE))
-
-
-def _score(state: Mapping[str, Any]) -> Score:
-    parts = tuple(Part(part["name"], _score(part["score"])) for part in state["parts"])
-    if "reward_accuracy" not in state:
-        return Score(state["loss"], state["exact_match"], state["examples"], parts)
-    rewards = {name: state[name] for name in ("reward_accuracy", "reward_margin")}
-    return PairScore(state["loss"], state["exact_match"], state["examples"], parts, **rewards)

@@ -8,19 +8,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from weft_registry.errors import InvalidInputError, NotFoundError
-from weft_trainer.config.run import TrainConfig
+from weft_trainer.training.identity import Identity, changed
 
 CONFIG_FILE = "config.json"
 # transformers' Trainer writes it when all else of a checkpoint is there.
 LAST_FILE = "trainer_state.json"
-# What may change between a run and its continuation without making it another run.
-_FREE_KEYS = ("resume", "log_every", "keep_checkpoints", "save_every", "tensorboard", "gradient_checkpointing")
-_BLOCKS = ("data", "adapter", "objective", "training")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -30,7 +25,7 @@ def check_room(directory: Path) -> None:
         raise InvalidInputError(f"{directory} exists and holds no checkpoints of ours; move it away")
 
 
-def claim(directory: Path, config: TrainConfig) -> None:
+def claim(directory: Path, identity: Identity) -> None:
     """Makes `directory` a fresh run's own, before its first checkpoint or log line: those of an earlier run go.
 
     Raises what `check_room` raises.
@@ -39,10 +34,10 @@ def claim(directory: Path, config: TrainConfig) -> None:
     if directory.is_dir():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
-    (directory / CONFIG_FILE).write_text(json.dumps(_identity(config), indent=1))
+    (directory / CONFIG_FILE).write_text(json.dumps(identity, indent=1))
 
 
-def to_resume(directory: Path, config: TrainConfig) -> Path:
+def to_resume(directory: Path, identity: Identity) -> Path:
     """The newest whole checkpoint of this run.
 
     Raises `NotFoundError` if there is none, `InvalidInputError` naming what changed if they are of another run.
@@ -53,12 +48,11 @@ def to_resume(directory: Path, config: TrainConfig) -> Path:
         raise NotFoundError(
             f"training.resume: no checkpoint in {directory}; start without resume, with training.save_every"
         )
-    before, now = json.loads(record.read_text()), _identity(config)
-    changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
-    if changed:
+    differing = changed(json.loads(record.read_text()), identity)
+    if differing:
         raise InvalidInputError(
-            f"training.resume: the checkpoints in {directory} are of another configuration: {', '.join(changed)} "
-            "changed; restore it, or start without resume"
+            f"training.resume: the checkpoints in {directory} are of another run: {', '.join(differing)} changed; "
+            "restore it, or start without resume"
         )
     return last
 
@@ -68,6 +62,11 @@ def step_of(checkpoint: Path) -> int:
     match = _NAME.fullmatch(checkpoint.name)
     assert match is not None, f"{checkpoint} is a checkpoint's directory"
     return int(match[1])
+
+
+def name_of(step: int) -> str:
+    """The name of the directory of the checkpoint after so many optimizer steps."""
+    return f"checkpoint-{step}"
 
 
 def newest(directory: Path) -> Path | None:
@@ -84,12 +83,3 @@ def _is_whole(checkpoint: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return True
-
-
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    """What makes two runs the same one, flat: {"training.seed": "0", ...}."""
-    flat: dict[str, Any] = {}
-    for key, value in replace(config, output=Path(config.output.name)).as_json().items():
-        nested = value if isinstance(value, dict) and key in _BLOCKS else {"": value}
-        flat.update({f"{key}.{k}" if k else key: v for k, v in nested.items() if k not in _FREE_KEYS})
-    return flat

@@ -36,7 +36,7 @@ class Following(TrainerCallback):
         self._logged = (self._start, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Shows the task, and catches up on an evaluation that a signal left out."""
+        """Shows the task, and catches up on an evaluation that a signal left out; raises if one leaves it out again."""
         method = self._trainer.method
         self._task = self._stack.enter_context(self._report.task(f"training {method}", int(state.max_steps)))
         step = int(state.global_step)
@@ -45,6 +45,9 @@ class Following(TrainerCallback):
             due = args.eval_strategy != "no" and step % args.eval_steps == 0
             if due and not any(entry["step"] == step and "eval_loss" in entry for entry in state.log_history):
                 self._trainer.evaluate()
+                if self._trainer.stopped_by:
+                    # The Trainer would take a step first; and the checkpoint of this one is there.
+                    raise self._trainer.ending().stopped(self._trainer.stopped_by)
         self._start = time.monotonic()
         self._logged = (self._start, 0)
 
@@ -57,9 +60,7 @@ class Following(TrainerCallback):
         last = state.global_step >= state.max_steps
         control.should_log = control.should_log or last
         if not last and self._trainer.rank.any(bool(self._request.signal)):
-            # Another process may have had the signal first; then this one takes part in its stop.
-            self._trainer.stopped_by = self._request.signal or 15
-            control.should_save = control.should_training_stop = True
+            self._trainer.stop()
             # Whoever stops a process does not wait for an evaluation; the resumed run begins with it.
             control.should_evaluate = False
 

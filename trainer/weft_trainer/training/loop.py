@@ -23,9 +23,11 @@ from weft_trainer.objectives.score import Score
 from weft_trainer.progress import Reporter
 from weft_trainer.training import checkpoints
 from weft_trainer.training.adapter_trainer import AdapterTrainer
+from weft_trainer.training.ending import Ending
 from weft_trainer.training.following import Following
 from weft_trainer.training.history import History
-from weft_trainer.training.interrupt import StopRequest, interrupted
+from weft_trainer.training.identity import Identity
+from weft_trainer.training.interrupt import StopRequest
 from weft_trainer.training.journal import Journal, JsonLines, TensorBoard
 from weft_trainer.training.optimizers import optim_name
 from weft_trainer.training.rank import ALONE, Rank
@@ -41,6 +43,7 @@ class Fitted:
     """Of those parameters; None without held-out examples."""
     history: History
     """The losses on the way."""
+    ending: Ending
     trained: Score | None = None
     """Where the adapter only approximates what was trained: the score of that, and `score` is the adapter's."""
 
@@ -51,21 +54,24 @@ def fit(
     num_examples: int,
     evaluate: Callable[[], Score] | None,
     config: TrainConfig,
+    identity: Identity,
     scratch: Path,
     report: Reporter,
+    request: StopRequest,
     rank: Rank = ALONE,
     *,
-    shuffle: bool = True,
+    planned: int | None = None,
 ) -> Fitted:
     """Trains `model` in place, and evaluates it at the end unless the last step has just done so.
 
-    Examples are read in a new order each epoch; without `shuffle` in the order of their numbers.
+    Examples are read in a new order each epoch; where so many steps are `planned`, once, in the order of their numbers.
+    Call it when `request` only notes signals.
 
     Raises `NotFoundError` where there is nothing to resume from, `InvalidInputError` where the checkpoints are another
-    configuration's, `PreconditionError` when training diverges, or is stopped by a signal after saving a checkpoint.
+    run's, `PreconditionError` when training diverges, or is stopped by a signal after saving a checkpoint.
     """
     training, directory = config.training, config.checkpoints
-    resume_from = checkpoints.to_resume(directory, config) if training.resume else None
+    resume_from = checkpoints.to_resume(directory, identity) if training.resume else None
     if resume_from is None:
         checkpoints.check_room(directory)
     rank.barrier()
@@ -74,47 +80,59 @@ def fit(
     indices = _Indices(num_examples)
     trainer = AdapterTrainer(
         config,
+        identity,
         evaluate,
         rank,
+        request,
         model=model,
-        args=_arguments(config, model, scratch / "trainer", evaluates=evaluate is not None),
+        args=_arguments(config, model, scratch / "trainer", planned, evaluates=evaluate is not None),
         data_collator=make_batch,
         train_dataset=indices,
         eval_dataset=indices,
         optimizers=(model.optimizer(training), None),
     )
-    trainer.shuffles = shuffle
+    trainer.shuffles = planned is None
     for noisy in list(trainer.callback_handler.callbacks):
         if type(noisy).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(type(noisy))
-    request = StopRequest()
     with ExitStack() as stack:
         journals = _journals(trainer, config, from_step) if rank.writes else []
         for journal in journals:
             stack.callback(journal.close)
         trainer.add_callback(Following(trainer, journals, request, report, stack))
-        with request.listening(report.message):
+        if resume_from is not None:
+            trainer.take_up(resume_from)
+        if resume_from is None or not trainer.is_done:
             trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-        state, steps = trainer.state, int(trainer.state.global_step)
-        if trainer.stopped_by:
-            raise interrupted(trainer.stopped_by, steps, int(state.max_steps), str(directory / f"checkpoint-{steps}"))
-        if evaluate is not None and (trainer.last_score is None or trainer.last_score[0] != steps):
+        steps, ending = int(trainer.state.global_step), trainer.ending()
+        if not trainer.stopped_by and rank.any(bool(request.signal)):
+            trainer.stop()
+        last = trainer.figures.last_score
+        if not trainer.stopped_by and evaluate is not None and (last is None or last[0] != steps):
             trainer.evaluate()
+        if trainer.stopped_by:
+            error = ending.stopped(trainer.stopped_by)
+            # Whoever raises first ends the others.
+            rank.barrier()
+            raise error
+        last = trainer.figures.last_score
     model.eval()
-    history = History(_points(state.log_history, "loss"), _points(state.log_history, "eval_loss"))
+    history = History(_points(trainer.state.log_history, "loss"), _points(trainer.state.log_history, "eval_loss"))
     best = trainer.best
     if best is not None and best.step != steps:
         best.restore(model.trainable())
         report.message(f"step {best.step} had the lowest held-out loss of {steps} steps: its parameters are kept")
-        return Fitted(best.step, best.score, history)
-    return Fitted(steps, trainer.last_score[1] if trainer.last_score else None, history)
+        return Fitted(best.step, best.score, history, ending)
+    return Fitted(steps, last[1] if last else None, history, ending)
 
 
-def _arguments(config: TrainConfig, model: AdaptedModel, directory: Path, *, evaluates: bool) -> TrainingArguments:
+def _arguments(
+    config: TrainConfig, model: AdaptedModel, directory: Path, planned: int | None, *, evaluates: bool
+) -> TrainingArguments:
     training = config.training
     arguments = TrainingArguments(
         output_dir=str(directory),
-        max_steps=training.steps or -1,
+        max_steps=planned or training.steps or -1,
         num_train_epochs=training.passes,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,

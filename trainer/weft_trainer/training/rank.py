@@ -37,6 +37,15 @@ class Rank:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return bool(shared.item())
 
+    def mean(self, value: torch.Tensor) -> float:
+        """The mean over the processes of a scalar that is on this one's device. Every process asks at the same
+        place."""
+        if self.count == 1:
+            return float(value)
+        shared = value.clone()
+        dist.all_reduce(shared)
+        return float(shared) / self.count
+
 
 ALONE = Rank()
 """The only process."""
