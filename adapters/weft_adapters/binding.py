@@ -21,7 +21,7 @@ from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter, Kind
 from weft_registry import headers
 from weft_registry.base import BaseSpec
-from weft_registry.errors import CorruptionError, InvalidInputError, PreconditionError, UnsupportedError, Violation
+from weft_registry.errors import CorruptionError, InvalidInputError, UnsupportedError, Violation
 from weft_registry.headers import Header, HeaderEntry
 from weft_registry.kinds import kind_schema
 from weft_registry.manifest import Manifest
@@ -32,14 +32,8 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 def check_base(manifest: Manifest, base: BaseSpec) -> None:
     """Raises `PreconditionError`, with both fingerprints, if the adapter was made for another base."""
-    have, want = manifest.base, base.fingerprint
-    if have.weights_sha256 != want.weights_sha256:
-        raise PreconditionError(
-            f"adapter {manifest.name!r} was made for the base {have.id} with weights {have.weights_sha256}, but this "
-            f"is {want.id} with weights {want.weights_sha256}: serve it over its own base, or train it on this one",
-            reason="BASE_MISMATCH",
-            metadata={"adapter_base": have.weights_sha256, "server_base": want.weights_sha256},
-        )
+    way_out = "serve it over its own base, or train it on this one"
+    manifest.base.check_is(base.fingerprint, f"adapter {manifest.name!r}", "this", way_out)
 
 
 def bind(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weft_registry.errors import InvalidInputError, NotFoundError
+from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError
 from weft_registry.names import nearest
 from weft_registry.reference import check_name
 
@@ -47,6 +47,19 @@ class BaseFingerprint:
     def as_json(self) -> dict[str, Any]:
         """The manifest's `base` block."""
         return asdict(self)
+
+    def check_is(self, wanted: BaseFingerprint, what: str, here: str, way_out: str) -> None:
+        """Raises `PreconditionError` (`BASE_MISMATCH`), with both fingerprints, unless this is the base `wanted`.
+
+        `what` was made for this one, and `here` says whose the other is.
+        """
+        if self.weights_sha256 != wanted.weights_sha256:
+            raise PreconditionError(
+                f"{what} was made for the base {self.id} with weights {self.weights_sha256}, but {here} is {wanted.id} "
+                f"with weights {wanted.weights_sha256}: {way_out}",
+                reason="BASE_MISMATCH",
+                metadata={"made_for": self.weights_sha256, "base": wanted.weights_sha256},
+            )
 
     @classmethod
     def from_json(cls, block: Mapping[str, Any], what: str = "base") -> BaseFingerprint:

@@ -103,6 +103,10 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(
     random_adapter("lora", other, 4).write(tmp_path / "o", other, "o")
     assert "was made for the base" in run("combine", tmp_path / "a", tmp_path / "o", *common[3:], status=1).stderr
     assert "no artifact directory" in run("combine", "./gone", *common[3:], status=1).stderr
+    mistyped = run("combine", tmp_path / "a", "runs/x/y", *common[3:], status=1).stderr
+    assert "no artifact directory is at runs/x/y, and a published version's reference it is not" in mistyped
+    mistyped = run("combine", tmp_path / "a", "runs/x", *common[3:], status=1).stderr
+    assert mistyped.endswith("; and no directory runs/x is here\n")
     assert not (tmp_path / "both").exists()
     run(*common)
     assert "is there already" in run(*common, status=1).stderr

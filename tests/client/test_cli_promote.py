@@ -1,6 +1,7 @@
 """`weft promote`, and `weft train --publish` as far as it goes without a model."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,63 @@ def test_what_cannot_be_published_is_refused_before_training(
     assert "gone" in weft("train", config, "--publish", "acme/topics", *gone, status=1).stderr
 
 
+@pytest.mark.parametrize("where", ["embedded", "server"])
+def test_a_fusions_parts_are_looked_up_where_it_will_be_published_before_training(
+    weft: Weft,
+    pushed: Callable[..., dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    registry = ("--registry", request.getfixturevalue("registry_server")) if where == "server" else ()
+    digests = pushed(*registry)
+    pushed_name = "remote" if registry else "local"
+    directory = tmp_path / "artifacts" / f"{pushed_name}-2"
+    config = tmp_path / "fused.yaml"
+    head = "base: tiny\nmethod: fusion\noutput: out\ndata: {train: train.jsonl}\n"
+    from weft_trainer import api
+
+    def train(*_: object) -> None:
+        raise InvalidInputError("training began")
+
+    monkeypatch.setattr(api, "train_from_file", train)
+
+    def answer(*parts: str) -> str:
+        config.write_text(f"{head}adapter:\n  parts: [{', '.join(parts)}]\n")
+        return weft("train", config, "--publish", "acme/fused", *registry, status=1).stderr
+
+    at = f"error: {config}:6:3: adapter.parts: "
+    part = f"acme/second@{digests['v2']}"
+    missing = answer("acme/topics:v1", f"acme/second={directory}")
+    assert missing.startswith(f"{at}{part}, a part of acme/fused, is not in this registry: push it first (no adapter")
+    assert missing.endswith(f"; `weft push {directory} acme/second` does\n")
+    assert f"{at}acme/gone, a part of acme/fused, is not in this registry" in answer("acme/gone")
+    gone = f"acme/second={tmp_path}/none"
+    assert answer(gone) == f"{at}{gone}: no artifact directory at {tmp_path}/none\n"
+    assert f"{at}second={directory}: 'second' is not an adapter name: expected" in answer(f"second={directory}")
+    weft("push", directory, "acme/second", *registry)
+    assert answer("acme/topics:v1", f"acme/second={directory}") == "error: training began\n"
+    weft("yank", part, "--reason", "withdrawn", *registry)
+    for named in (f"acme/second={directory}", part, "acme/second"):
+        refused = answer("acme/topics:v1", named)
+        assert "a part of acme/fused, is yanked (withdrawn): choose another version or another adapter" in refused
+
+
+def test_what_a_bottleneck_adapter_is_stacked_on_need_not_be_published(
+    weft: Weft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "task.yaml"
+    config.write_text(CONFIG.replace("lora", "pfeiffer").replace("output", "adapter: {stack_on: [acme/gone]}, output"))
+    from weft_trainer import api
+
+    def train(*_: object) -> None:
+        raise InvalidInputError("training began")
+
+    monkeypatch.setattr(api, "train_from_file", train)
+    assert weft("train", config, "--publish", "acme/task", status=1).stderr == "error: training began\n"
+
+
 def test_a_trained_adapter_is_published_with_its_labels(
     weft: Weft, pushed: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,8 +273,8 @@ def test_a_trained_adapter_is_published_with_its_labels(
 
     monkeypatch.setattr(api, "train_from_file", train)
     arguments = ("--publish", "acme/fresh", "--tag", "v7", "--alias", "candidate")
-    answer = json.loads(weft("train", config, "a=1", "--resume", *arguments, "--json").stdout)
-    assert settings == [["a=1", "training.resume=true"]]
+    answer = json.loads(weft("train", config, "training.seed=1", "--resume", *arguments, "--json").stdout)
+    assert settings == [["training.seed=1", "training.resume=true"]]
     assert answer["published"]["digest"] == digests["v2"]
     assert answer["published"]["tags"] == ["v7"]
     assert answer["published"]["aliases"] == ["candidate", "latest"]
@@ -254,4 +312,44 @@ def test_an_interrupted_run_ends_with_the_signals_status(
         raise PreconditionError("stopped by SIGTERM", reason="INTERRUPTED", metadata={"signal": "15"})
 
     monkeypatch.setattr(api, "train_from_file", stopped)
-    assert "stopped by SIGTERM" in weft("train", config, status=143).stderr
+    monkeypatch.setattr(sys, "argv", ["weft", "train", "topics.yaml"])
+    # There is nothing to resume.
+    assert weft("train", config, status=143).stderr == "error: stopped by SIGTERM: weft train topics.yaml\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "printed"),
+    [
+        ("train x.yaml", "train x.yaml --resume"),
+        ("train x.yaml --resume -q", "train x.yaml -q --resume"),
+        ("train -q -- x.yaml training.seed=1", "train -q --resume -- x.yaml training.seed=1"),
+        ("train x.yaml --resume -- training.seed=1", "train x.yaml --resume -- training.seed=1"),
+        ("train x.yaml training.resume=false training.seed=1", "train x.yaml training.seed=1 --resume"),
+        ("train x.yaml -- training.resume=no", "train x.yaml --resume --"),
+        ("train x.yaml training.resume=true", "train x.yaml --resume"),
+    ],
+)
+def test_the_command_that_goes_on_is_the_one_that_was_typed(
+    weft: Weft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, printed: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(CONFIG)
+    from weft_trainer import api
+
+    def stopped(*_: object) -> None:
+        raise PreconditionError("stopped", reason="INTERRUPTED", metadata={"signal": "2", "checkpoint": "x"})
+
+    monkeypatch.setattr(api, "train_from_file", stopped)
+    monkeypatch.setattr(sys, "argv", ["/bin/weft", *typed.split()])
+    assert weft(*typed.split(), status=130).stderr == f"error: stopped: weft {printed}\n"
+    # It is the same command, with nothing in it that contradicts.
+    monkeypatch.setattr(sys, "argv", ["weft", *printed.split()])
+    assert weft(*printed.split(), status=130).stderr == f"error: stopped: weft {printed}\n"
+
+
+def test_resuming_and_not_resuming_at_once_is_wrong_usage(weft: Weft, tmp_path: Path) -> None:
+    config = tmp_path / "topics.yaml"
+    config.write_text(CONFIG)
+    answer = weft("train", config, "training.resume=false", "--resume", status=2)
+    assert "--resume is training.resume=true, and training.resume=false says otherwise" in answer.stderr
+    assert "resume: true" in weft("train", config, "training.resume=true", "--resume", "--print-config").stdout

@@ -65,8 +65,9 @@ def test_an_option_means_one_thing_everywhere() -> None:
     seen: dict[str, tuple[str, str | None]] = {}
     for name, option in options():
         # `serve` hosts a registry where others use one; `push` needs a base where `eval` may be told one; a token has
-        # several namespaces where a listing shows one.
-        if option.opts[0] in ("--registry", "--base", "--to", "--dtype", "--namespace") or not option.help:
+        # several namespaces where a listing shows one; a base is written in a format, and examples are read in another.
+        apart = ("--registry", "--base", "--to", "--dtype", "--namespace", "--format")
+        if option.opts[0] in apart or not option.help:
             continue
         help_text = seen.setdefault(option.opts[0], (name, option.help))[1]
         assert option.help == help_text, (option.opts[0], name, seen[option.opts[0]][0])

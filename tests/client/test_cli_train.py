@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from weft_client.cli.train import FORMATS
 from weft_registry.base import BaseSpec
+from weft_trainer.config import data
 
 Weft = Callable[..., Result]
 CONFIG = """
@@ -47,5 +49,18 @@ def test_the_base_alone_needs_a_name_and_cannot_be_merged(weft: Weft, config: Pa
 
 def test_an_artifact_that_is_not_there_is_an_error(weft: Weft, base: BaseSpec, config: Path) -> None:
     assert "no artifact directory at ./gone" in weft("eval", "./gone", config, status=1).stderr
-    assert "acme/gone" in weft("eval", "acme/gone", config, status=1).stderr
+    # A directory that was mistyped, or an adapter: it could be either.
+    answer = weft("eval", "runs/gone", config, status=1).stderr
+    assert answer.startswith("error: no adapter runs/gone")
+    assert answer.endswith("; and no directory runs/gone is here\n")
+    answer = weft("eval", "runs/gone/artifact", config, status=1).stderr
+    assert answer.startswith("error: no artifact directory is at runs/gone/artifact, and a published version's ")
     assert "NAMESPACE/NAME" in weft("eval", "gone", config, status=1).stderr
+    assert "no directory" not in weft("eval", "acme/gone:v1", config, status=1).stderr
+
+
+def test_a_format_is_one_that_is_trained_and_not_beside_templates(weft: Weft, config: Path) -> None:
+    assert FORMATS == data.FORMATS
+    assert "'txt' is not one of 'prompt-completion'" in weft("eval", "x/y", config, "--format", "txt", status=2).stderr
+    both = ("--format", "text", "--templates", config)
+    assert "--templates decide what a row is" in weft("eval", "x/y", config, *both, status=2).stderr

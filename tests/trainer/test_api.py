@@ -45,6 +45,22 @@ def test_a_file_is_trained_and_its_artifact_scored(config_file: Path, deep_base:
     assert api.evaluate_artifact(artifact, task_file, rows=5, report=QuietReporter())["examples"] == 5
 
 
+def test_what_is_trained_as_plain_text_is_scored_as_plain_text(
+    config_file: Path, deep_base: AddedBase, tmp_path: Path
+) -> None:
+    data = tmp_path / "books.jsonl"
+    lines = [{"text": f"The {word} report {day}.", "source": word} for word in ("oil", "film") for day in range(9)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    artifact = api.train_from_file(config_file, [f"data.train={data}", "data.format=text"], QuietReporter())
+    command = ["eval", str(artifact), str(data), "--dtype", "float32", "--json", "-q"]
+    refused = CliRunner().invoke(app, command)
+    assert (refused.exit_code, f"{data}:1: " in refused.stderr) == (1, True)
+    scored = CliRunner().invoke(app, [*command, "--format", "text"])
+    assert json.loads(scored.stdout)["examples"] == len(lines)
+    with pytest.raises(InvalidInputError, match="format: templates decide what a record is"):
+        api.evaluate_artifact(artifact, data, form="text", templates=config_file, report=QuietReporter())
+
+
 def test_progress_goes_to_standard_error_with_loss_rate_and_time_left(
     config_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

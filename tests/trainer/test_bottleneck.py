@@ -210,6 +210,11 @@ def test_a_part_that_is_yanked_or_of_another_base_is_refused_by_its_name_with_a_
             with pytest.raises(PreconditionError, match=message) as caught:
                 find_parts([part], other, deep_base.home)
             assert caught.value.reason == "BASE_MISMATCH"
+        with pytest.raises(InvalidInputError, match=rf"adapter\.parts: {directory}: .* NAMESPACE/NAME={directory}$"):
+            find_parts([str(directory)], base, deep_base.home)
+        missing = rf"adapter\.parts: parts/x={tmp_path}/none: no artifact directory at {tmp_path}/none$"
+        with pytest.raises(NotFoundError, match=missing):
+            find_parts([f"parts/x={tmp_path}/none"], base, deep_base.home)
         registry.yank("parts/gone", "withdrawn")
         # However it is named, it is refused at once, and not after the advice of naming it another way.
         for part in ("parts/gone", "parts/gone:v1", f"parts/gone@{digest}"):
@@ -257,7 +262,9 @@ def test_parts_that_do_not_stand_alike_are_refused_by_name(hub_base: AddedBase) 
         ({"reduction_factor": 4, "bottleneck_size": 4}, "bottleneck_size"),
         ({"non_linearity": "relu6"}, "non_linearity"),
         ({"places": ["head"]}, "places"),
-        ({"leave_out": [9]}, "leave_out"),
+        ({"leave_out": [9]}, "leave_out: no layer 9"),
+        ({"layers": "top:2", "leave_out": [0]}, r"adapter\.leave_out: without effect: layer 0 is none of .* 'top:2'"),
+        ({"layers": [1, 2], "leave_out": [3]}, r"adapter\.leave_out: without effect: layer 3 is none of .* \(1, 2\)"),
         ({"leave_out": [0, 1, 2, 3]}, "no layer is left"),
         ({"layers": "top:9"}, "layers"),
     ],

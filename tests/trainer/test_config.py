@@ -84,6 +84,101 @@ def test_a_wrong_override_is_refused_by_name(file: Path, override: str, says: st
     assert "override" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["steps=5"], "steps: unknown key; its place is training.steps"),
+        (["epochs=2"], "epochs: unknown key; its place is training.epochs"),
+        (["batch_size=2"], "batch_size: unknown key; its place is training.batch_size"),
+        (["train=x.jsonl"], "train: unknown key; its place is data.train"),
+        (["r=4"], "r: unknown key; its place is adapter.r"),
+        (["target_modules=q_proj"], "target_modules: unknown key; its place is adapter.target_modules"),
+        (["method=prefix", "num_virtual_tokens=4"], "unknown key; its place is adapter.num_virtual_tokens"),
+        (["method=fusion", "parts=[n/a@v1]"], "parts: unknown key; its place is adapter.parts"),
+        (["method=galore", "rank=4"], "rank: unknown key; its place is adapter.extract.rank or adapter.rank"),
+        (["objective.kind=dpo", "beta=1"], "beta: unknown key; its place is objective.beta"),
+        (["kind=dpo"], "kind: unknown key; its place is objective.kind"),
+        (["method=lorra", "steps=5"], "steps: unknown key; its place is training.steps"),
+        (["training.r=4"], "training.r: unknown key; its place is adapter.r"),
+        (["training.name=x"], "training.name: unknown key; its place is name at the top"),
+        (["data.train=[{path: a, loss_on: last}]"], "data.train[0].loss_on: unknown key; its place is data.loss_on"),
+        (["lerning_rate=1"], "lerning_rate: unknown key; nearest: training.learning_rate"),
+        (["metod=lora"], "metod: unknown key; nearest: method"),
+        (["xyzzy=1"], "xyzzy: unknown key; known: base, method, output"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_told_its_own(file: Path, overrides: list[str], says: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        configs.load(file, overrides)
+    assert caught.value.message.startswith(f"override {overrides[-1]}: ")
+    assert says in caught.value.message
+
+
+def test_dots_in_a_file_are_answered_with_how_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL + "training.steps: 5\n")
+    with pytest.raises(InvalidInputError, match=r"run\.yaml:5:1: .* write training: \{steps: \.\.\.\}$"):
+        configs.load(path)
+    path.write_text(MINIMAL.replace("lora", "full") + "adapter.extract.rank: 5\n")
+    with pytest.raises(InvalidInputError, match=r"write adapter: \{extract: \{rank: \.\.\.\}\}$"):
+        configs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("null: 3\n", "5:1: None: expected a key that is text, found None; known: base"),
+        ("3: x\n", "5:1: 3: expected a key that is text, found 3; known: base"),
+        ("yes: x\n", "5:1: True: expected a key that is text, found True; known: base"),
+        ("training:\n  0x10: x\n", "6:3: training.16: expected a key that is text, found 16; known: steps"),
+        ("adapter:\n  rank_pattern: {~: 4}\n", "6:18: adapter.rank_pattern.None: expected a key that is text"),
+    ],
+)
+def test_keys_that_are_no_text_are_refused_with_their_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL + text)
+    with pytest.raises(InvalidInputError) as caught:
+        configs.load(path)
+    assert caught.value.message.startswith(f"{path}:{says}")
+
+
+@pytest.mark.parametrize(
+    "key", ["output", "data.train", "data.eval", "start", "name", "training.tensorboard", "adapter.original"]
+)
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ('"runs/\\0x"', r"'runs/\x00x' holds a null character; take it out"),
+        ('"runs/\\ud800"', r"\ud800 is half of a character, without its other half; take it out"),
+    ],
+)
+def test_what_no_file_can_be_called_is_refused_by_its_key(file: Path, key: str, value: str, says: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        configs.load(file, ["adapter.init=loftq", "adapter.original=x", f"{key}={value}"])
+    assert caught.value.message == f"override {key}={value}: {key}: {says}"
+
+
+def test_a_null_character_is_refused_inside_of_lists_and_mappings_too(file: Path) -> None:
+    for override, says in (
+        ('data.train=[{path: "a\\0"}]', "data.train[0].path: 'a\\x00' holds a null character"),
+        ('adapter.target_modules=["a\\0"]', "adapter.target_modules[0]: 'a\\x00' holds a null character"),
+        ('adapter.rank_pattern={"a\\0": 4}', "adapter.rank_pattern: 'a\\x00' holds a null character"),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            configs.load(file, [override])
+        assert says in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["output", "data.train", "objective.teacher"])
+def test_the_home_of_nobody_is_refused_by_its_key(file: Path, key: str) -> None:
+    value = "~nobody-here/x"
+    overrides = [f"{key}={value}"]
+    if key == "objective.teacher":
+        overrides = ["objective={kind: distill, teacher: smol}", f"{key}=smol+{value}"]
+    with pytest.raises(InvalidInputError, match=rf"{key}: {value}: there is no such home directory; write the whole"):
+        configs.load(file, overrides)
+
+
 WRONG = """base: b
 method: lora
 output: out/x
@@ -238,6 +333,18 @@ def test_files_that_cannot_be_mixed_are_refused(file: Path, data: str, says: str
             ["data.eval_fraction=0", "training.eval_every=5"],
             "training.eval_every: without effect: no examples are held out; give data.eval",
         ),
+        (
+            ["training.steps=5", "training.eval_every=6"],
+            "training.eval_every: without effect: 6, and training.steps is 5, so that none comes before the evaluation",
+        ),
+        (
+            ["training.steps=5", "training.eval_every=6", "training.early_stopping_patience=2"],
+            "training.eval_every: without effect: 6, and training.steps is 5",
+        ),
+        (
+            ["training.keep_checkpoints=3"],
+            "training.keep_checkpoints: without effect: checkpoints come with training.save_every; give that too",
+        ),
         (["training.early_stopping_patience=2"], "it counts evaluations; give training.eval_every too"),
         (
             ["data.train=[{path: a, eval_fraction: 0}]", "data.eval_rows=5"],
@@ -262,6 +369,11 @@ def test_settings_without_effect_are_refused(file: Path, overrides: list[str], s
         ["method=prefix", "adapter.prefix_projection=true", "adapter.encoder_hidden_size=32", "adapter.init_scale=0.1"],
         ["method=fusion", "adapter.parts=[n/a@v1]", "adapter.value=false", "adapter.regularization=0.01"],
         ["training.schedule=constant", "training.warmup=0"],
+        ["training.steps=5", "training.eval_every=5"],
+        ["training.eval_every=1000"],
+        ["training.keep_checkpoints=2"],
+        ["training.keep_checkpoints=3", "training.save_every=10"],
+        ["training.keep_checkpoints=3", "training.resume=true"],
         ["training.schedule=constant_with_warmup", "training.warmup=0.1"],
         ["data.eval=e", "data.eval_fraction=0.1", "data.eval_rows=5", "training.eval_every=5"],
         ["data.eval_fraction=0", "data.train=[{path: a, eval_fraction: 0.2}, {path: b}]", "training.eval_every=5"],
@@ -308,6 +420,11 @@ def test_a_file_that_is_not_there_or_not_yaml_is_refused(tmp_path: Path) -> None
         ("a: !!python/object/apply:os.getcwd []\n", r"bad\.yaml:1:4: not YAML: .*python/object"),
         ("a: &a {b: *a}\n", r"bad\.yaml:1:4: an alias within what it stands for"),
         ("a: " + "[" * 5000, "nested too deeply"),
+        ("", r"bad\.yaml: nothing is in it; write keys and values, one `KEY: VALUE` a line"),
+        ("# later\n", r"bad\.yaml: nothing is in it"),
+        ("- a\n", r"bad\.yaml:1:1: expected a mapping of keys to values, found a list; write keys and values"),
+        ("\n  lora\n", r"bad\.yaml:2:3: expected a mapping of keys to values, found text"),
+        ("a: b\nc: d\0e\n", r"bad\.yaml:2:5: not YAML: the character U\+0000 may not be in it; take it out"),
         ("name: 2024-13-41\n", r"bad\.yaml: a value is not what it looks like.*put it into quotes"),
     ],
 )
@@ -317,6 +434,14 @@ def test_what_is_not_yaml_is_one_line_that_says_where(tmp_path: Path, text: str,
     with pytest.raises(InvalidInputError, match=says) as caught:
         configs.load(path)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("latin-1", 2), ("utf-16", 1)])
+def test_a_file_that_is_not_utf_8_is_refused_with_the_line(tmp_path: Path, encoding: str, line: int) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes("base: b\nname: café\n".encode(encoding))
+    with pytest.raises(InvalidInputError, match=rf"bad\.yaml:{line}: not UTF-8: byte 0x..; save the file in that enco"):
+        configs.load(path)
 
 
 def bomb(levels: int, width: int = 10) -> str:

@@ -17,7 +17,7 @@ from weft_trainer.progress import QuietReporter
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "examples").glob("*.yaml"))
 
-TWO_STEPS = ("training.steps=2", "training.epochs=null")
+TWO_STEPS = ("training.steps=2", "training.epochs=null", "training.eval_every=null")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])

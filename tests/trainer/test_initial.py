@@ -22,7 +22,7 @@ from weft_adapters.base.gptq import gptq
 from weft_adapters.base.quantize import quantize
 from weft_adapters.int4 import Int4Weight
 from weft_registry import artifact, peft_format
-from weft_registry.errors import InvalidInputError
+from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_registry.kinds.low_rank import LowRankParams
 from weft_trainer.config.adapter import LoraOptions
 from weft_trainer.config.run import TrainConfig, parse
@@ -340,13 +340,41 @@ def test_loftq_without_the_bases_original_is_refused_by_name(
     needed = (
         rf"needs the float weights of {base.stored.spec.fingerprint.id}: the directory .* take another adapter\.init"
     )
-    for path, words in ((empty, "no tensor"), (tmp_path / "none", "no tensor"), (quantized, "not in floats")):
+    for path, words in ((empty, "no tensor"), (tmp_path / "none", "no directory at"), (quantized, "not in floats")):
+        options = LoraOptions(init="loftq", original=path, **SHARED)
         with pytest.raises(InvalidInputError, match=rf"^adapter\.original: .*{words}.*; LoftQ .* {needed}"):
-            attached(base, LoraOptions(init="loftq", original=path, **SHARED))
+            attached(base, options)
     with pytest.raises(InvalidInputError, match=r"adapter.init: loftq .* adapter.original"):
         LoraOptions(init="loftq")
     with pytest.raises(InvalidInputError, match=r"adapter\.original: without effect"):
         LoraOptions(original=Path("x"))
+
+
+def test_loftqs_original_is_looked_at_before_the_data_is_read(
+    tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tiny_base()
+
+    def config(original: Path) -> TrainConfig:
+        adapter = {"init": "loftq", "original": str(original), "r": 4}
+        document = {"base": base.name, "method": "lora", "output": str(tmp_path / "out"), "adapter": adapter}
+        return parse({**document, "data": {"train": str(tmp_path / "none.jsonl")}})
+
+    for path, words in (
+        (tmp_path / "none", "no directory at"),
+        (tiny_source(hidden_size=32), r"is \(64, 32\) in .*, and \(64, 64\) in the base"),
+    ):
+        with pytest.raises(InvalidInputError, match=rf"^adapter\.original: .*{words}"):
+            set_up(config(path), QuietReporter(), base.home, torch.device("cpu"))
+    with pytest.raises(NotFoundError, match=r"none\.jsonl"):
+        set_up(config(tiny_source()), QuietReporter(), base.home, torch.device("cpu"))
+    # Another model of the same shape takes a look at the values: at those of one module.
+    initial.check_values(LoraOptions(init="loftq", original=tiny_source(), r=4), base.stored)
+    initial.check_values(LoraOptions(), base.stored)
+    with pytest.raises(
+        InvalidInputError, match=r"^adapter\.original: model\.layers\.0\.self_attn\.q_proj in .* differs"
+    ):
+        initial.check_values(LoraOptions(init="loftq", original=tiny_source(seed=5), r=4), base.stored)
 
 
 def test_a_rank_whose_double_no_adapter_may_have_is_refused() -> None:

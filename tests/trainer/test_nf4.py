@@ -81,7 +81,7 @@ def test_a_run_over_nf4_learns_the_task_and_leaves_a_lora(
     base = tiny_base()
     losses = []
     for steps in (1, 30):
-        config = make_config(base, "qlora", {"r": 4, "quantization": "nf4"}, steps=steps, eval_every=10)
+        config = make_config(base, "qlora", {"r": 4, "quantization": "nf4"}, steps=steps)
         manifest = artifact.read(run(config, base))
         assert manifest.kind == "lora"
         losses += [

@@ -34,6 +34,7 @@ from weft_trainer.config.run import TrainConfig
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS, method_of_kind, over
 from weft_trainer.methods.parts import Part
+from weft_trainer.methods.start import find_start
 from weft_trainer.methods.worn import bound, wear
 from weft_trainer.modeling.base import build
 from weft_trainer.progress import QuietReporter
@@ -153,6 +154,21 @@ def test_a_run_that_goes_on_from_a_stacked_adapter_is_stacked_as_it_was(
     assert all(torch.equal(tensor, said[name]) for name, tensor in weights(directory).items())
 
 
+def test_what_a_start_was_stacked_on_is_not_looked_up_where_the_run_says_what_it_is_stacked_on(
+    deep_base: AddedBase, make_config: MakeConfig, run: Run, language: Callable[[str, int], str], tmp_path: Path
+) -> None:
+    german = language("german", 1)
+    first = run(make_config(deep_base, "pfeiffer", {**TASK, "stack_on": [german]}), deep_base).rename(tmp_path / "x")
+    with closing(open_registry(deep_base.home)) as registry:
+        registry.yank(german, "withdrawn")
+    start = find_start(str(first), tmp_path / "out", deep_base.home)
+    method = METHODS["pfeiffer"]
+    with pytest.raises(PreconditionError, match=rf"start: {first}: stack_on: {german}: it is yanked"):
+        start.read(method, deep_base.stored)
+    adapter, parts = start.read(method, deep_base.stored, stack_on=())
+    assert (adapter.digest, list(parts)) == (artifact.read(first).digest(), [])
+
+
 def test_a_run_resumes_only_on_what_it_was_stacked_on(
     deep_base: AddedBase, make_config: MakeConfig, run: Run, language: Callable[[str, int], str]
 ) -> None:
@@ -168,7 +184,7 @@ def test_a_run_resumes_only_on_what_it_was_stacked_on(
     named = replace(config, adapter=replace(config.adapter, stack_on=(german,)))
     assert run(resumed(named), deep_base) == config.output
     other = replace(config, adapter=replace(config.adapter, stack_on=(dutch,)))
-    with pytest.raises(InvalidInputError, match=r"another configuration: adapter\.stack_on changed"):
+    with pytest.raises(InvalidInputError, match=r"another run: adapter\.stack_on changed"):
         run(resumed(other), deep_base)
 
 

@@ -209,7 +209,7 @@ def test_a_run_resumes_only_from_the_start_that_it_began_at(
     # The same path, another adapter.
     first.rename(first.with_name("kept"))
     elsewhere(make_config(deep_base, "lora", {"r": 4}, seed=9), deep_base)
-    with pytest.raises(InvalidInputError, match="another configuration: start changed"):
+    with pytest.raises(InvalidInputError, match="another run: start changed"):
         run(resumed(config), deep_base)
 
 
@@ -259,7 +259,12 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_computed(
         config("dora"), "is of the kind lora, and dora trains the kind dora; take one of these methods: lora, qlora"
     )
     refused(config(start=tmp_path / "artifact"), "no artifact directory at", NotFoundError)
-    refused(config(start="no such thing"), "start: no artifact directory is there, and it is no reference")
+    refused(config(start="no such thing"), "start: no artifact directory is at no such thing, and a published .* not")
+    refused(config(start="runs/x/y"), "start: no artifact directory is at runs/x/y, and .* it is not: name 'x/y'")
+    refused(
+        config(start="runs/none"), "start: no adapter runs/none; .* and no directory runs/none is here", NotFoundError
+    )
+    refused(config(start="~nobody-here/x"), "start: no artifact directory at ~nobody-here/x", NotFoundError)
     (tmp_path / "empty").mkdir()
     refused(config(start=tmp_path / "empty"), "empty", NotFoundError)
     refused(replace(config(adapter={"target_modules": ["q_proj"]}), output=first), "is what this run replaces")

@@ -49,6 +49,7 @@ def evaluate_artifact(
     *,
     dtype: str = "auto",
     rows: int | None = None,
+    form: str | None = None,
     templates: Path | None = None,
     stack_on: Sequence[str] | None = None,
     report: Reporter | None = None,
@@ -56,8 +57,9 @@ def evaluate_artifact(
     """`weft eval ARTIFACT DATA`: {"loss", "exact_match", "examples"}, and with held-out `templates` (a YAML file) the
     same for each of "parts", by name.
 
-    `artifact` None scores the base alone, and then needs `base`. `merged` scores what a merge makes. `stack_on`
-    lie below a bottleneck adapter; None: what it was trained on. Raises the errors of `weft_registry.errors`.
+    `artifact` None scores the base alone, and then needs `base`. `merged` scores what a merge makes. `form` is what
+    each record must be, as `data.format` has it; None: what its keys say. `stack_on` lie below a bottleneck adapter;
+    None: what it was trained on. Raises the errors of `weft_registry.errors`.
     """
     from weft_trainer.progress import ConsoleReporter
     from weft_trainer.quiet import quiet_transformers
@@ -73,6 +75,7 @@ def evaluate_artifact(
         merged=merged,
         dtype=_dtype(dtype),
         rows=rows,
+        form=form,
         templates=templates,
         stack_on=stack_on,
     )

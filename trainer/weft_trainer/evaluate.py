@@ -29,6 +29,7 @@ def evaluate(
     dtype: torch.dtype | None = None,
     max_length: int | None = None,
     rows: int | None = None,
+    form: str | None = None,
     templates: Path | None = None,
     stack_on: Sequence[str] | None = None,
     home: Home | None = None,
@@ -37,10 +38,11 @@ def evaluate(
 
     `base` names the stored base; None takes the one whose weights the manifest names. `merged` scores the overlay that
     a server's merge makes instead of base plus delta. `max_length` None is the base's context length; `rows` limits
-    how many records are scored; `dtype` None computes in what is fastest here. `templates` (YAML) writes the records as
-    in training: each with a template of training and, if there are any, with a held-out one, scored apart. `stack_on`
-    are the adapters below a bottleneck adapter, the lowest first; None: those that it was trained on. Raises what
-    reading, binding and merging raise.
+    how many records are scored; `form` is what each must be, as `data.format` has it, and None what its keys say;
+    `dtype` None computes in what is fastest here. `templates` (YAML) writes the records as in training: each with a
+    template of training and, if there are any, with a held-out one, scored apart. `stack_on` are the adapters below a
+    bottleneck adapter, the lowest first; None: those that it was trained on. Raises what reading, binding and merging
+    raise.
     """
     home = home or Home.from_environment()
     if directory is None:
@@ -54,7 +56,7 @@ def evaluate(
     model = wear(stored, directory, dtype, home, merged=merged, stack_on=stack_on)
     tokenizer = BaseTokenizer(stored.tokenizer_dir, stored.config.eos_token_ids)
     length = max_length or stored.spec.context_length
-    datasets = [tokenize(part, tokenizer, length) for part in _read(data, templates, rows)]
+    datasets = [tokenize(part, tokenizer, length) for part in _read(data, form, templates, rows)]
     for dataset in datasets:
         report.message(dataset.describe())
     examples = tuple(example for dataset in datasets for example in dataset.examples)
@@ -62,9 +64,11 @@ def evaluate(
     return score(model, TokenBatches(examples, tokenizer.pad), examples, report, groups=groups)
 
 
-def _read(data: Path, templates: Path | None, rows: int | None) -> list[Rows]:
+def _read(data: Path, form: str | None, templates: Path | None, rows: int | None) -> list[Rows]:
     if templates is None:
-        return [choose(read_rows(data, "eval"), rows, seed=0)]
+        return [choose(read_rows(data, "eval", form), rows, seed=0)]
+    if form is not None:
+        raise InvalidInputError("format: templates decide what a record is; leave it out")
     file = read_records(data)
     records = choose(FieldRecords(file, file.records, "eval"), rows, seed=0)
     return records.evaluation_rows(load_templates(templates), 0, None)

@@ -22,3 +22,5 @@ def quiet_transformers() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     # PEFT asks transformers by a name that transformers has renamed; neither is ours to change.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # What accelerate would have instead sends the base's weights from process to process at the start.
+    warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*", category=FutureWarning)

@@ -20,7 +20,7 @@ from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.batches import TokenBatches
 from weft_trainer.data.prepare import Prepared, prepare
 from weft_trainer.data.tokenization import BaseTokenizer
-from weft_trainer.methods import METHODS, over
+from weft_trainer.methods import METHODS, initial, over
 from weft_trainer.methods.full import trained_weights
 from weft_trainer.methods.method import Method
 from weft_trainer.methods.parts import Part, parts_of_run, pinned
@@ -164,9 +164,10 @@ def _shape(
         trained_weights(stored, params)
     else:
         check_storable(method.kind, params, stored.spec)
+        initial.check_values(config.adapter, stored)
     if start is None:
         return Shape(method, params, parts, None)
-    first, _ = start.read(method, stored)
+    first, _ = start.read(method, stored, stack_on=())
     start.check_alike(first.params, params)
     return Shape(method, params, parts, first)
 

@@ -7,21 +7,19 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from weft_client.cli.failure import Failure
 from weft_client.cli.pull import fetch
-from weft_registry.reference import Reference
+from weft_registry.named import directory_of, or_directory
 
 
 @contextmanager
 def artifact_directory(artifact: str, registry_target: str | None, quiet: bool) -> Generator[Path]:
     """The directory that is there, or one that the version is pulled to for as long as it is used."""
-    if Path(artifact).is_dir():
-        yield Path(artifact)
+    here = directory_of(artifact)
+    if here is not None:
+        yield here
         return
-    if artifact.startswith((".", "/", "~")):
-        raise Failure(f"no artifact directory at {artifact}")
-    Reference.parse(artifact)
     with tempfile.TemporaryDirectory(prefix="weft-artifact-") as scratch:
         directory = Path(scratch) / "artifact"
-        fetch(artifact, directory, registry_target, quiet)
+        with or_directory(artifact):
+            fetch(artifact, directory, registry_target, quiet)
         yield directory

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from weft_registry import digest as digests
-from weft_registry.errors import AlreadyExistsError, InvalidInputError, NotFoundError
-from weft_registry.reference import LATEST, AdapterName, check_label
+from weft_registry.errors import AlreadyExistsError, InvalidInputError, NotFoundError, WeftError
+from weft_registry.reference import LATEST, AdapterName, Reference, check_label
 
 if TYPE_CHECKING:
     from weft_registry.api import RegistryApi
@@ -47,6 +47,36 @@ def check_publishing(
         for alias in aliases:
             if alias in version.tags:
                 raise AlreadyExistsError(f"{adapter}:{alias} is a tag, which never moves: choose another alias")
+
+
+def check_parts(registry: RegistryApi, adapter: AdapterName, parts: Sequence[str]) -> None:
+    """Raises what publishing an adapter over these parts (`adapter.parts` of a configuration) would: `NotFoundError`
+    for one that is not in this registry, `PreconditionError` for one that is yanked."""
+    # Imported here: only a fusion needs the kinds.
+    from weft_registry.parts import resolve_part
+
+    for text in parts:
+        reference, how = _published_as(text)
+        try:
+            resolve_part(registry.resolve, reference, str(adapter), "choose another version or another adapter")
+        except NotFoundError as error:
+            raise NotFoundError(error.message + how, reason=error.reason, metadata=error.metadata) from error
+
+
+def _published_as(part: str) -> tuple[str, str]:
+    """(the reference that a part has once it is published, how it is)."""
+    from weft_registry import artifact
+    from weft_registry.parts import in_directory
+
+    try:
+        found = in_directory(part)
+        if found is None:
+            return part, ""
+        name, path = found
+        return str(Reference(name, digest=artifact.read(path).digest())), f"; `weft push {path} {name}` does"
+    except WeftError as error:
+        error.begin(f"adapter.parts: {part}: ")
+        raise
 
 
 def _ask_to_publish(registry: RegistryApi, adapter: AdapterName) -> None:

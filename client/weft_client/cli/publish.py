@@ -107,11 +107,6 @@ def _check_base(directory: Path, base_name: str | None, pooling: str | None) -> 
 
     if pooling is not None:
         raise click.UsageError(f"--pooling is for plain PEFT directories; {directory} has an {MANIFEST}")
-    if base_name is None:
-        return
-    ours, theirs = bases().get(base_name).fingerprint, read(directory).base
-    if ours.weights_sha256 != theirs.weights_sha256:
-        raise Failure(
-            f"--base {base_name} has the weights {ours.weights_sha256}, but {directory} was made for {theirs.id} with "
-            f"the weights {theirs.weights_sha256}"
-        )
+    if base_name is not None:
+        ours = bases().get(base_name).fingerprint
+        read(directory).base.check_is(ours, str(directory), f"--base {base_name}", "leave --base out")

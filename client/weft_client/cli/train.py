@@ -16,7 +16,7 @@ from weft_client.cli.artifacts import artifact_directory
 from weft_client.cli.failure import Failure, needs_extra
 from weft_client.cli.options import dtype_option, json_option, quiet_option, registry_option
 from weft_client.cli.output import echo_fields, echo_json
-from weft_client.cli.preflight import check_publishing
+from weft_client.cli.preflight import check_parts, check_publishing
 from weft_client.cli.progress import reporter
 from weft_client.cli.sources import opened
 from weft_client.cli.views import version_json
@@ -25,6 +25,10 @@ from weft_registry.reference import AdapterName
 
 if TYPE_CHECKING:
     from weft_registry.api import Version
+
+_RESUME = "training.resume"
+# As `weft_trainer.config.data` has them, which is not imported for them; a test sees to it.
+FORMATS = ("prompt-completion", "messages", "alpaca", "sharegpt", "text")
 
 
 @click.command()
@@ -71,10 +75,12 @@ def train(
     if adapter is None and (tags or aliases):
         raise click.UsageError("--tag and --alias are for a version that is published: say where, with --publish")
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not (key and equals):
             raise click.UsageError(f"{override!r} is not KEY=VALUE")
-    settings = [*overrides, *(["training.resume=true"] if resume else [])]
+        if resume and key.strip() == _RESUME and value.strip().lower() in ("false", "no", "off"):
+            raise click.UsageError(f"--resume is {_RESUME}=true, and {override} says otherwise: give one of the two")
+    settings = [*overrides, *([f"{_RESUME}=true"] if resume else [])]
     if print_config:
         from weft_trainer.config.run import load
 
@@ -88,15 +94,14 @@ def train(
 
     name = AdapterName.parse(adapter) if adapter is not None else None
     if name is not None:
-        with opened(registry_target) as registry:
-            check_publishing(registry, name, tags, aliases)
+        _check_publishing(config, settings, name, tags, aliases, registry_target)
     try:
         artifact = train_from_file(config, settings, reporter(quiet))
     except PreconditionError as error:
         if error.reason != "INTERRUPTED":
             raise
-        again = shlex.join(["weft", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
-        Failure(f"{error.message}: {again}").show()
+        words = _resuming(sys.argv[1:]) if "checkpoint" in error.metadata else sys.argv[1:]
+        Failure(f"{error.message}: {shlex.join(['weft', *words])}").show()
         # As a shell reports a process that a signal ended.
         raise click.exceptions.Exit(128 + int(error.metadata["signal"])) from error
     published = _publish(artifact, name, tags, aliases, registry_target) if name is not None else None
@@ -116,6 +121,7 @@ def train(
 )
 @click.option("--merged", is_flag=True, help="Evaluate the adapter merged into the base.")
 @click.option("--rows", type=click.IntRange(min=1), help="Score only so many rows; default: all.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="What every row is; default: seen from its keys.")
 @click.option(
     "--templates",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -140,6 +146,7 @@ def evaluate(
     base: str | None,
     merged: bool,
     rows: int | None,
+    form: str | None,
     templates: Path | None,
     stack_on: tuple[str, ...],
     dtype: str,
@@ -158,10 +165,13 @@ def evaluate(
       weft eval acme/topics:production held-out.jsonl --merged
       weft eval - held-out.jsonl --base smol
       weft eval ./runs/nli/artifact held-out.jsonl --templates nli.yaml
+      weft eval ./runs/german/artifact books.jsonl --format text
       weft eval ./runs/qa-english held-out-german.jsonl --stack-on acme/german
     """
     if artifact == "-" and (base is None or merged):
         raise click.UsageError("the base alone, -, needs --base NAME, and has nothing to merge")
+    if form is not None and templates is not None:
+        raise click.UsageError("--templates decide what a row is; leave --format out")
     if artifact == "-" and stack_on:
         raise click.UsageError("--stack-on names what lies below an adapter; the base alone, -, is none")
     from weft_trainer.api import evaluate_artifact
@@ -176,6 +186,7 @@ def evaluate(
             merged,
             dtype=dtype,
             rows=rows,
+            form=form,
             templates=templates,
             stack_on=below,
             report=reporter(quiet),
@@ -188,6 +199,34 @@ def evaluate(
     for part, its_scores in parts.items():
         click.echo(f"\n{part}")
         echo_fields((name, json.dumps(value)) for name, value in its_scores.items())
+
+
+def _check_publishing(
+    config: Path,
+    settings: Sequence[str],
+    name: AdapterName,
+    tags: Sequence[str],
+    aliases: Sequence[str],
+    registry_target: str | None,
+) -> None:
+    """Raises what publishing the artifact of this run would."""
+    from weft_trainer.config.adapter import FusionOptions
+    from weft_trainer.config.run import load_with_source, locating
+
+    run, source = load_with_source(config, settings)
+    with opened(registry_target) as registry:
+        check_publishing(registry, name, tags, aliases)
+        if isinstance(run.adapter, FusionOptions):
+            with locating(source):
+                check_parts(registry, name, run.adapter.parts)
+
+
+def _resuming(words: Sequence[str]) -> list[str]:
+    """The words of the command that goes on where the one with these stopped."""
+    kept = [word for word in words if word != "--resume" and word.partition("=")[0].strip() != _RESUME]
+    # Behind it nothing is an option.
+    end = kept.index("--") if "--" in kept else len(kept)
+    return [*kept[:end], "--resume", *kept[end:]]
 
 
 def _publish(

@@ -80,9 +80,9 @@ OBJECTIVE_OPTIONS: Mapping[str, type[ObjectiveOptions]] = {
 
 
 def worn(text: str) -> tuple[str, Path | None]:
-    """(base, artifact directory) of "BASE" or "BASE+ARTIFACT"; the artifact is None where there is none."""
+    """(base, artifact directory) of a teacher, "BASE" or "BASE+ARTIFACT"; the artifact is None where there is none."""
     base, _, artifact = text.partition("+")
-    return base, Path(artifact).expanduser() if artifact else None
+    return base, strict.path_of(artifact, "objective.teacher") if artifact else None
 
 
 def read_objective(block: Any, start: str | None = None) -> ObjectiveOptions:

@@ -26,7 +26,7 @@ from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError, WeftError
 from weft_registry.kinds.schema import format_decimal
 from weft_registry.names import nearest
-from weft_trainer.config import strict
+from weft_trainer.config import misplaced, strict
 from weft_trainer.config.adapter import (
     BottleneckOptions,
     FullOptions,
@@ -43,6 +43,7 @@ from weft_trainer.config.adapter import (
 )
 from weft_trainer.config.data import NOTHING_HELD_OUT, DataConfig
 from weft_trainer.config.objective import (
+    OBJECTIVE_OPTIONS,
     CompletionOptions,
     DpoOptions,
     ObjectiveOptions,
@@ -322,7 +323,29 @@ def locating(source: YamlSource) -> Generator[None]:
 
 
 def parse(document: Mapping[str, Any]) -> TrainConfig:
-    """A run from nested mappings. Raises `InvalidInputError` naming the key."""
+    """A run from nested mappings. Raises `InvalidInputError` naming the key, and where one belongs that stands in the
+    wrong place."""
+    try:
+        return _parse(document)
+    except strict.ConfigError as error:
+        if error.reason != "UNKNOWN_KEY" or (hint := misplaced.hint(error.path, _known(document))) is None:
+            raise
+        raise strict.ConfigError(error.path, f"unknown key; {hint}", reason=error.reason) from error
+
+
+def _known(document: Mapping[str, Any]) -> list[str]:
+    """The dotted paths of all that a run with the document's method and kind of objective may say."""
+    objective = document.get("objective")
+    kind = objective.get("kind") if isinstance(objective, Mapping) else None
+    blocks: dict[str, type[Any]] = {"objective": OBJECTIVE_OPTIONS.get(str(kind), CompletionOptions)}
+    if (options := METHOD_OPTIONS.get(str(document.get("method")))) is not None:
+        blocks["adapter"] = options
+    return list(misplaced.paths(TrainConfig, blocks))
+
+
+def _parse(document: Mapping[str, Any]) -> TrainConfig:
+    # Before the method is asked for, which may be what is misspelt.
+    strict.check_keys(TrainConfig, document)
     method = document.get("method")
     options = METHOD_OPTIONS.get(method) if isinstance(method, str) else None
     if options is None:
@@ -336,6 +359,7 @@ def parse(document: Mapping[str, Any]) -> TrainConfig:
     shape = None if block is None and start is not None else adapter
     config = strict.read(TrainConfig, {**document, "adapter": shape, "objective": objective})
     check_objective(config.objective, config.data)
+    _check_loop(config.training)
     if config.start is not None:
         check_start(config.method, adapter)
     stacked = isinstance(adapter, BottleneckOptions) and bool(adapter.stack_on)
@@ -352,6 +376,23 @@ def parse(document: Mapping[str, Any]) -> TrainConfig:
             f"{', '.join(PACKABLE)}",
         )
     return config
+
+
+def _check_loop(training: TrainingConfig) -> None:
+    """Raises `ConfigError` for settings of the loop that this run leaves without effect. Not the dataclass's own to
+    refuse: a run of mixed files counts its steps itself."""
+    steps, every = training.steps, training.eval_every
+    if steps is not None and every is not None and every > steps:
+        raise strict.ConfigError(
+            "training.eval_every",
+            f"without effect: {every}, and training.steps is {steps}, so that none comes before the evaluation at the "
+            "end; lower it, or leave it out (on the command line training.eval_every=null takes it back)",
+        )
+    if strict.given(training, "keep_checkpoints") and training.save_every is None and not training.resume:
+        raise strict.ConfigError(
+            "training.keep_checkpoints",
+            "without effect: checkpoints come with training.save_every; give that too, or leave it out",
+        )
 
 
 def _plain(value: Any, decimal: Callable[[float], Any]) -> Any:

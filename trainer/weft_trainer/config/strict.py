@@ -39,17 +39,10 @@ def read(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
     Raises `ConfigError` for an unknown key (naming the nearest), a missing one, a wrong type or a value out of bounds.
     """
-    if not isinstance(values, Mapping):
-        raise ConfigError(where, f"expected a mapping, found {values!r}")
-    known: dict[str, Field[Any]] = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            near = nearest(str(key), known)
-            hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}"
-            raise ConfigError(_join(where, key), f"unknown key; {hint}", reason="UNKNOWN_KEY")
+    check_keys(cls, values, where)
     hints = typing.get_type_hints(cls)
     found: dict[str, Any] = {}
-    for name, field in known.items():
+    for name, field in _fields(cls).items():
         path = _join(where, name)
         if name in values:
             found[name] = _convert(hints[name], values[name], path)
@@ -59,13 +52,43 @@ def read(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     return cls(**found)
 
 
+def check_keys(cls: type[Any], values: Mapping[str, Any], where: str = "") -> None:
+    """Raises `ConfigError` for a key that a `cls` has not, naming the nearest (`UNKNOWN_KEY`), or that is no text."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(where, f"expected a mapping, found {values!r}")
+    known = _fields(cls)
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(
+                _join(where, key), f"expected a key that is text, found {key!r}; known: {', '.join(known)}"
+            )
+        if key not in known:
+            near = nearest(key, known)
+            hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}"
+            raise ConfigError(_join(where, key), f"unknown key; {hint}", reason="UNKNOWN_KEY")
+
+
 def given(options: object, name: str) -> bool:
     """Whether a setting of a dataclass was given: one that has its default is as good as left out."""
     (default,) = [field.default for field in fields(options) if field.name == name]  # type: ignore[arg-type]
     return bool(getattr(options, name) != default)
 
 
+def path_of(text: str, path: str) -> Path:
+    """A file's path, `~` written out. Raises `ConfigError` for the home of somebody who is not known here."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(path, f"{text}: there is no such home directory; write the whole path") from None
+
+
+def _fields(cls: type[Any]) -> dict[str, Field[Any]]:
+    return {field.name: field for field in fields(cls)}
+
+
 def _convert(kind: Any, value: Any, path: str) -> Any:
+    if isinstance(value, str):
+        _check_text(value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, path)
@@ -77,13 +100,13 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(path, f"expected a mapping, found {value!r}")
-        return {str(key): _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+        return {_key(key, path): _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
     if kind is Any:
         return value
     if is_dataclass(kind) and isinstance(kind, type):
         return value if isinstance(value, kind) else read(kind, value, path)
     if kind is Path and isinstance(value, str) and value:
-        return Path(value).expanduser()
+        return path_of(value, path)
     if kind is float:
         return _number(value, path)
     if kind in (bool, int, str) and type(value) is kind:
@@ -101,12 +124,35 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
                 return _convert(option, value, path)
             except ConfigError as error:
                 problems.append(error)
+    for problem in problems:
+        # One type was meant, and something else is wrong with the value.
+        if not problem.problem.startswith("expected "):
+            raise problem
     # The type whose reading came furthest is the one that was meant.
     furthest = max(problems, key=lambda problem: len(problem.path))
     if len(problems) == 1 or furthest.path != path:
         raise furthest
     wanted = [problem.problem.removeprefix("expected ").removesuffix(f", found {value!r}") for problem in problems]
     raise ConfigError(path, f"expected {' or '.join(wanted)}, found {value!r}")
+
+
+def _key(key: Any, path: str) -> str:
+    # A number is what it says; of the others YAML's spelling is lost: "yes" is True, and "~" is None.
+    if isinstance(key, bool) or not isinstance(key, str | int | float):
+        raise ConfigError(f"{path}.{key}", f"expected a key that is text, found {key!r}; put it into quotes")
+    _check_text(str(key), path)
+    return str(key)
+
+
+def _check_text(text: str, path: str) -> None:
+    """Raises `ConfigError` for what no file name can hold, nor any other file."""
+    if "\0" in text:
+        raise ConfigError(path, f"{text!r} holds a null character; take it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])[1:-1]
+        raise ConfigError(path, f"{half} is half of a character, without its other half; take it out") from None
 
 
 def _number(value: Any, path: str) -> float:

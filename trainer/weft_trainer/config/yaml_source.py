@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.reader import ReaderError
 
 from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
 from weft_trainer.config.strict import ConfigError
@@ -34,22 +35,22 @@ class YamlSource:
         self._path = path
         self._origins: dict[str, str] = {"": str(path)}
         """Dotted path to "file:line:column" or "override KEY=VALUE"."""
+        text = _text(path)
         try:
-            loader = yaml.SafeLoader(path.read_text())
-        except FileNotFoundError:
-            raise NotFoundError(f"no YAML file at {path}") from None
-        except UnicodeDecodeError as error:
-            raise InvalidInputError(f"{path}: not YAML: {error}") from error
-        except yaml.YAMLError as error:
-            raise InvalidInputError(f"{path}{_problem(error)}") from error
+            loader = yaml.SafeLoader(text)
+        except ReaderError as error:
+            line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
+            raise InvalidInputError(
+                f"{path}:{line}:{column}: not YAML: the character U+{error.character:04X} may not be in it; take it out"
+            ) from error
         try:
             root = loader.get_single_node()
             if not isinstance(root, MappingNode):
-                raise InvalidInputError(f"{path}: expected a mapping of keys to values")
+                raise InvalidInputError(f"{path}{_no_mapping(root)}; write keys and values, one `KEY: VALUE` a line")
             check_size(root, str(path))
             self._refuse_twice(root)
             self.document: dict[str, Any] = loader.construct_document(root)
-            self._record(root, "")
+            self._record(loader, root, "")
         except yaml.YAMLError as error:
             raise InvalidInputError(f"{path}{_problem(error)}") from error
         except _NO_VALUE as error:
@@ -88,17 +89,20 @@ class YamlSource:
                             )
                         seen[key.value] = line
 
-    def _record(self, node: Node, path: str) -> None:
+    def _record(self, loader: yaml.SafeLoader, node: Node, path: str) -> None:
         if isinstance(node, MappingNode):
             # After construction the keys that `<<` brings stand before the mapping's own, which win.
             for key, value in node.value:
                 at = f"{path}.{key.value}" if path else str(key.value)
                 self._mark(at, key)
-                self._record(value, at)
+                self._record(loader, value, at)
+                # As the document has it: `yes` is True there.
+                name = loader.construct_object(key, deep=True)
+                self._mark(f"{path}.{name}" if path else str(name), key)
         elif isinstance(node, SequenceNode):
             for index, item in enumerate(node.value):
                 self._mark(f"{path}[{index}]", item)
-                self._record(item, f"{path}[{index}]")
+                self._record(loader, item, f"{path}[{index}]")
 
     def _mark(self, path: str, node: Node) -> None:
         self._origins[path] = f"{self._path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
@@ -175,6 +179,30 @@ def check_size(root: Node, what: str) -> None:
         return total
 
     count(root)
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"no YAML file at {path}") from None
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidInputError(
+            f"{path}:{line}: not UTF-8: byte 0x{data[error.start]:02x}; save the file in that encoding"
+        ) from error
+
+
+def _no_mapping(root: Node | None) -> str:
+    """Where and what."""
+    if root is None:
+        return ": nothing is in it"
+    found = "a list" if isinstance(root, SequenceNode) else "text"
+    return (
+        f":{root.start_mark.line + 1}:{root.start_mark.column + 1}: expected a mapping of keys to values, found {found}"
+    )
 
 
 def _no_value(error: Exception) -> str:

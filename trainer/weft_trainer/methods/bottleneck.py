@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from weft_adapters.kinds.bottleneck_network import NON_LINEARITIES, read
 from weft_registry.base import BaseSpec
-from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.bottleneck import MAX_SIZE, PLACES, BottleneckParams
 from weft_trainer.config.adapter import BottleneckOptions
 from weft_trainer.config.strict import ConfigError
@@ -64,11 +63,7 @@ class BottleneckMethod(ABC):
 
     def params(self, options: BottleneckOptions, base: BaseSpec, encoder: TextEncoder) -> BottleneckParams:
         """See `Method.params`: the options, and the method's own choice where they say nothing."""
-        layers = targets.chosen_layers(options.layers, base.num_layers) - set(options.leave_out)
-        outside = [layer for layer in options.leave_out if not 0 <= layer < base.num_layers]
-        if outside or not layers:
-            wrong = f"no layer {outside[0]}" if outside else "no layer is left"
-            raise InvalidInputError(f"adapter.leave_out: {wrong}; this base has 0 to {base.num_layers - 1}")
+        layers = _layers(options, base.num_layers)
         factor = options.reduction_factor or self.reduction_factor
         size = options.bottleneck_size or max(1, int(base.hidden_size // factor))
         if size > MAX_SIZE:
@@ -82,7 +77,7 @@ class BottleneckMethod(ABC):
             non_linearity=options.non_linearity or self.non_linearity,
             reads=options.reads or self.reads,
             places=tuple(place for place in PLACES if place in chosen),
-            layers=tuple(sorted(layers)),
+            layers=layers,
             scaling=self.scaling if options.scaling is None else options.scaling,
         )
 
@@ -169,6 +164,23 @@ def stacked_on(kind: str, provenance: Mapping[str, Any]) -> Sequence[str]:
     provenance, which is free-form."""
     found = provenance.get(_STACKED_ON) if kind == BottleneckMethod.kind else None
     return [text for text in found if isinstance(text, str)] if isinstance(found, list | tuple) else []
+
+
+def _layers(options: BottleneckOptions, count: int) -> tuple[int, ...]:
+    """Those that `layers` means and `leave_out` leaves. Raises `ConfigError` where either means nothing."""
+    chosen = targets.chosen_layers(options.layers, count)
+    for layer in options.leave_out:
+        if not 0 <= layer < count:
+            raise ConfigError("adapter.leave_out", f"no layer {layer}; this base has 0 to {count - 1}")
+        if layer not in chosen:
+            raise ConfigError(
+                "adapter.leave_out",
+                f"without effect: layer {layer} is none of adapter.layers, which is {options.layers!r}; take it out",
+            )
+    left = chosen - set(options.leave_out)
+    if not left:
+        raise ConfigError("adapter.leave_out", f"no layer is left; this base has 0 to {count - 1}")
+    return tuple(sorted(left))
 
 
 class BottleneckNetwork(nn.Module):

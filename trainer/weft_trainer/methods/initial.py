@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from weft_adapters.base.huggingface import read_linears
 from weft_adapters.base.load import StoredBase
 from weft_adapters.base.quantize import quantize
+from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.low_rank import MAX_RANK, LowRankParams
 from weft_trainer.config.adapter import LoraOptions
+from weft_trainer.methods import targets
 
 SUBTRACTED = ("pissa", "olora")
 """The initialisations that are taken out of the delta again."""
@@ -100,18 +102,42 @@ def starts(options: LoraOptions, stored: StoredBase, trained: LowRankParams) -> 
             yield module, Start(*factorize(weight_NK, trained.rank(module), trained.scaling(module)), subtracted=True)
     elif options.init == "loftq":
         assert options.original is not None, "the options saw to it"
-        for module, original_NK in _original_linears(stored, options.original, trained.target_modules):
+        for module, original_NK in _original_linears(stored.spec, options.original, trained.target_modules):
             lost_NK = _lost(stored, module, original_NK, options.original)
             yield module, Start(*_principal(lost_NK, trained.rank(module), trained.scaling(module)), subtracted=False)
 
 
-def _original_linears(stored: StoredBase, path: Path, modules: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+def check_original(options: LoraOptions, base: BaseSpec, modules: Iterable[str]) -> None:
+    """Raises `InvalidInputError` where `adapter.original` has not the weights of these modules, by their shapes: the
+    files are mapped, and no value is read."""
+    if options.original is not None:
+        for _ in _original_linears(base, options.original, modules):
+            pass
+
+
+def check_values(options: object, stored: StoredBase) -> None:
+    """Raises `InvalidInputError` where `adapter.original` is another model of the base's shape, by the values of the
+    first module adapted. `starts` compares the others, when they are needed."""
+    if isinstance(options, LoraOptions) and options.original is not None:
+        modules = targets.resolve(options, stored.spec).target_modules[:1]
+        for module, original_NK in _original_linears(stored.spec, options.original, modules):
+            _lost(stored, module, original_NK, options.original)
+
+
+def _original_linears(base: BaseSpec, path: Path, modules: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     try:
-        yield from read_linears(path, modules)
+        if not path.is_dir():
+            raise InvalidInputError(f"no directory at {path}")
+        for module, weight_NK in read_linears(path, modules):
+            if weight_NK.shape != base.linears[module]:
+                raise InvalidInputError(
+                    f"{module} is {tuple(weight_NK.shape)} in {path}, and {base.linears[module]} in the base"
+                )
+            yield module, weight_NK
     except InvalidInputError as error:
         raise InvalidInputError(
             f"adapter.original: {error.message}; LoftQ starts from what quantization lost, so it needs the float "
-            f"weights of {stored.spec.fingerprint.id}: the directory of the Hugging Face model that the base was "
+            f"weights of {base.fingerprint.id}: the directory of the Hugging Face model that the base was "
             "quantized from, in safetensors. Without them take another adapter.init"
         ) from error
 
@@ -132,11 +158,6 @@ def _orthogonal(weight_NK: Tensor, rank: int, scaling: float) -> tuple[Tensor, T
 
 def _lost(stored: StoredBase, module: str, original_NK: Tensor, path: Path) -> Tensor:
     weight_NK = stored.int4(module).dequantize()
-    if original_NK.shape != weight_NK.shape:
-        raise InvalidInputError(
-            f"adapter.original: {module} is {tuple(original_NK.shape)} in {path}, and {tuple(weight_NK.shape)} in the "
-            "base: give the model that the base was quantized from"
-        )
     quant = stored.spec.fingerprint.quant
     where = f"adapter.original: {module} in {path}"
     original_NK = original_NK.float()

@@ -104,7 +104,9 @@ class LowRankMethod(ABC):
 
     def params(self, options: LoraOptions, base: BaseSpec, encoder: TextEncoder) -> LowRankParams:
         """See `Method.params`."""
-        return initial.stored_params(options, targets.resolve(options, base))
+        trained = targets.resolve(options, base)
+        initial.check_original(options, base, trained.target_modules)
+        return initial.stored_params(options, trained)
 
     def first_layer(self, params: LowRankParams) -> int:
         """See `Method.first_layer`."""

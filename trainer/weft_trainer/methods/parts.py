@@ -4,7 +4,7 @@ or from artifact directories that will be pushed."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError, WeftError
 from weft_registry.home import Home
 from weft_registry.manifest import Manifest
+from weft_registry.parts import in_directory
 from weft_registry.reference import AdapterName, Reference
 from weft_registry.transfer import open_registry, pull
 from weft_trainer.config.adapter import BottleneckOptions, FusionOptions
@@ -49,13 +50,10 @@ def parts_of_run(options: object, base: BaseSpec, home: Home | None) -> list[Par
     return find_parts(wanted, base, home, f"adapter.{field}")
 
 
-def pinned(options: Options, parts: Sequence[Part]) -> Options:
-    """The options with their parts by digest."""
+def pinned(options: object, parts: Sequence[Part]) -> Mapping[str, Sequence[str]]:
+    """The parts by digest, by the setting that names them; empty for most methods."""
     field = _NAMED_IN.get(type(options))
-    if field is None:
-        return options
-    names: dict[str, Any] = {field: tuple(str(part.reference) for part in parts)}
-    return replace(options, **names)  # type: ignore[type-var]
+    return {} if field is None else {f"adapter.{field}": [str(part.reference) for part in parts]}
 
 
 def find_parts(
@@ -64,18 +62,17 @@ def find_parts(
     """The parts in this order, each a reference (`acme/topics:v1`) or `NAMESPACE/NAME=DIRECTORY`: an artifact directory
     and the name that it is, or will be, published under. `where` says who names them, for messages.
 
-    References are looked up in the registry at WEFT_REGISTRY, else in the embedded one. Raises what `Reference.parse`,
-    the registry, `validate_directory` and `bind` raise, and `PreconditionError` for a part that is yanked or of another
-    base; the message begins with `where` and the part.
+    References are looked up in the registry at WEFT_REGISTRY, else in the embedded one. Raises what `in_directory`,
+    `Reference.parse`, the registry, `validate_directory` and `bind` raise, and `PreconditionError` for a part that is
+    yanked or of another base; the message begins with `where` and the part.
     """
     found: list[Part] = []
     registry = None
     try:
         for text in wanted:
-            name, equals, directory = text.partition("=")
             try:
-                if equals:
-                    found.append(_from_directory(AdapterName.parse(name), Path(directory).expanduser(), base))
+                if (part := in_directory(text)) is not None:
+                    found.append(_from_directory(*part, base))
                 else:
                     registry = registry or open_registry(home or Home.from_environment())
                     found.append(_from_registry(registry, text, base))
@@ -90,7 +87,7 @@ def find_parts(
 
 def _from_registry(registry: RegistryApi, text: str, base: BaseSpec) -> Part:
     version = _resolved(registry, text)
-    _check_base(text, version.manifest, base)
+    _check_base(version.manifest, base)
     with TemporaryDirectory(prefix="weft-part-") as scratch:
         path = Path(scratch) / "artifact"
         pull(registry, version, path)
@@ -101,11 +98,16 @@ def _from_registry(registry: RegistryApi, text: str, base: BaseSpec) -> Part:
 def _resolved(registry: RegistryApi, text: str) -> Version:
     try:
         version = registry.resolve(text)
-    except NotFoundError as error:
-        if error.reason != "YANKED":
-            raise
-        # Its advice, to name the version by its digest, would be refused here.
-        raise _yanked(text, error.metadata.get("yank_reason", ""), error.metadata.get("digest", "")) from error
+    except (InvalidInputError, NotFoundError) as error:
+        if error.reason == "YANKED":
+            # Its advice, to name the version by its digest, would be refused here.
+            raise _yanked(text, error.metadata.get("yank_reason", ""), error.metadata.get("digest", "")) from error
+        if Path(text).is_dir():
+            raise InvalidInputError(
+                f"{error.message}; a directory is written with the name that it will be pushed under, "
+                f"NAMESPACE/NAME={text}"
+            ) from error
+        raise
     if version.yanked:
         raise _yanked(text, version.yank_reason, version.digest)
     return version
@@ -120,21 +122,14 @@ def _yanked(text: str, reason: str, digest: str) -> PreconditionError:
     )
 
 
-def _check_base(text: str, manifest: Manifest, base: BaseSpec) -> None:
-    have, want = manifest.base, base.fingerprint
-    if have.weights_sha256 != want.weights_sha256:
-        raise PreconditionError(
-            f"it was made for the base {have.id} with weights {have.weights_sha256}, but this run's is {want.id} with "
-            f"weights {want.weights_sha256}: choose a part that was trained on this base",
-            reason="BASE_MISMATCH",
-            metadata={"part": text, "part_base": have.weights_sha256, "base": want.weights_sha256},
-        )
+def _check_base(manifest: Manifest, base: BaseSpec) -> None:
+    manifest.base.check_is(base.fingerprint, "it", "this run's", "choose a part that was trained on this base")
 
 
 def _from_directory(name: AdapterName, directory: Path, base: BaseSpec) -> Part:
     # Before validation against the base, which says only what does not fit.
     stored = artifact.read(directory)
-    _check_base(f"{name}={directory}", stored, base)
+    _check_base(stored, base)
     manifest = validation.validate_directory(directory, base)
     digest = stored.digest()
     return Part(Reference(name, digest=digest), bind(directory, manifest, base, dtype=torch.float32, digest=digest))

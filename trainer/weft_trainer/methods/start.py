@@ -14,10 +14,10 @@ from weft_adapters.base.load import StoredBase
 from weft_adapters.kinds.kind import Adapter
 from weft_registry import artifact, validation
 from weft_registry.api import Version
-from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
+from weft_registry.errors import InvalidInputError, WeftError
 from weft_registry.home import Home
 from weft_registry.manifest import Manifest
-from weft_registry.reference import Reference
+from weft_registry.named import directory_of, or_directory
 from weft_registry.transfer import open_registry, pull
 from weft_trainer.config.strict import ConfigError
 from weft_trainer.methods import METHODS
@@ -42,9 +42,11 @@ class Start:
     """What it is in a registry, unless it is in a directory."""
     home: Home
 
-    def read(self, method: Method, stored: StoredBase) -> tuple[Adapter[Any], Sequence[Part]]:
-        """(it, in float32, for a model of `method`; what it was trained over). Raises `ConfigError` for another kind,
-        and what validating, pulling and binding it raise."""
+    def read(
+        self, method: Method, stored: StoredBase, stack_on: Sequence[str] | None = None
+    ) -> tuple[Adapter[Any], Sequence[Part]]:
+        """(it, in float32, for a model of `method`; what it was trained over, or `stack_on` instead of what it was
+        stacked on). Raises `ConfigError` for another kind, and what validating, pulling and binding it raise."""
         if self.manifest.kind != method.kind:
             makers = [name for name, other in METHODS.items() if other.kind == self.manifest.kind]
             raise ConfigError(
@@ -54,7 +56,7 @@ class Start:
             )
         try:
             with self._here() as directory:
-                return bound(directory, stored, self.home)
+                return bound(directory, stored, self.home, stack_on)
         except WeftError as error:
             # Which of the run's adapters it is, those know nothing of.
             error.begin(f"start: {self.text}: ")
@@ -101,26 +103,23 @@ def find_start(text: str, output: Path, home: Home) -> Start:
     """The adapter at a directory, or else the version that a reference names in the registry at WEFT_REGISTRY, else in
     the embedded one.
 
-    Raises `NotFoundError` where there is none, `ConfigError` for what is neither or will be replaced by the run, and
-    what the registry raises: it gives a yanked version to who asks for its digest alone.
+    Raises `NotFoundError` where there is none, `InvalidInputError` for what is neither or will be replaced by the run,
+    and what the registry raises: it gives a yanked version to who asks for its digest alone. The message begins with
+    the key.
     """
-    directory = Path(text).expanduser()
-    if directory.is_dir():
-        if directory.resolve() == output.resolve():
-            raise ConfigError("start", f"{text} is what this run replaces; write to another output")
-        manifest = artifact.read(directory)
-        return Start(text, manifest, manifest.digest(), directory, None, home)
-    if text.startswith((".", "/", "~")):
-        raise NotFoundError(f"start: no artifact directory at {text}")
     try:
-        Reference.parse(text)
-    except InvalidInputError as error:
-        raise ConfigError(
-            "start", f"no artifact directory is there, and it is no reference: {error.message}"
-        ) from error
-    with closing(open_registry(home)) as registry:
-        version = registry.resolve(text)
-    return Start(text, version.manifest, version.digest, None, version, home)
+        directory = directory_of(text)
+        if directory is None:
+            with closing(open_registry(home)) as registry, or_directory(text):
+                version = registry.resolve(text)
+            return Start(text, version.manifest, version.digest, None, version, home)
+        if directory.resolve() == output.resolve():
+            raise InvalidInputError(f"{text} is what this run replaces; write to another output")
+        manifest = artifact.read(directory)
+    except WeftError as error:
+        error.begin("start: ")
+        raise
+    return Start(text, manifest, manifest.digest(), directory, None, home)
 
 
 def _differences(ours: Any, theirs: Any) -> list[str]:

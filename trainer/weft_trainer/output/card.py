@@ -81,6 +81,7 @@ def _training(config: TrainConfig, fitted: Fitted, stacked_on: Sequence[str]) ->
         **({"stacked on": ", ".join(f"`{each}`" for each in stacked_on)} if stacked_on else {}),
         "objective": _objective(config.objective),
         "steps": f"{fitted.steps} of {examples} {unit}",
+        "trained parameters": f"{fitted.parameters:,}",
         "optimizer": training.optimizer,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup:g}",
         "weight decay": f"{training.weight_decay:g}",

@@ -84,7 +84,7 @@ def export(
         picture = loss_curve(fitted.history)
         if picture is not None:
             (staging / CURVE).write_bytes(picture)
-        provenance = {**_provenance(config, datasets, fitted.steps), **(extra or {})}
+        provenance = {**_provenance(config, datasets, fitted), **(extra or {})}
         below, curve = stacked_on(kind, provenance), CURVE if picture is not None else None
         card = model_card(config, stored.spec, datasets, fitted, parameters, curve, below)
         (staging / artifact.CARD).write_text(card)
@@ -139,7 +139,7 @@ def _figures(score: Score, suffix: str, sha256: str) -> list[Metric]:
     return [Metric(f"{name}{suffix}", value, sha256, "eval") for name, value in values.items()]
 
 
-def _provenance(config: TrainConfig, datasets: list[Dataset], steps: int) -> dict[str, Any]:
+def _provenance(config: TrainConfig, datasets: list[Dataset], fitted: Fitted) -> dict[str, Any]:
     return {
         "trainer": "weft_trainer",
         "version": weft.__version__,
@@ -147,6 +147,7 @@ def _provenance(config: TrainConfig, datasets: list[Dataset], steps: int) -> dic
         "config": config.as_json(),
         "datasets": [dataset.provenance() for dataset in datasets],
         "seed": config.training.seed,
-        "steps": steps,
+        "steps": fitted.steps,
+        "trained_parameters": fitted.parameters,
         "parent_version": None,
     }

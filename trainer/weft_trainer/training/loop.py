@@ -43,6 +43,8 @@ class Fitted:
     """Of those parameters; None without held-out examples."""
     history: History
     """The losses on the way."""
+    parameters: int
+    """The numbers that were trained, whether or not the artifact holds them."""
     ending: Ending
     trained: Score | None = None
     """Where the adapter only approximates what was trained: the score of that, and `score` is the adapter's."""
@@ -102,7 +104,9 @@ def fit(
         trainer.add_callback(Following(trainer, journals, request, report, stack))
         if resume_from is not None:
             trainer.take_up(resume_from)
-        if resume_from is None or not trainer.is_done:
+        if resume_from is not None and trainer.is_done:
+            report.message(f"{resume_from}: training was over; going on behind it")
+        else:
             trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
         steps, ending = int(trainer.state.global_step), trainer.ending()
         if not trainer.stopped_by and rank.any(bool(request.signal)):
@@ -118,12 +122,13 @@ def fit(
         last = trainer.figures.last_score
     model.eval()
     history = History(_points(trainer.state.log_history, "loss"), _points(trainer.state.log_history, "eval_loss"))
+    parameters = sum(parameter.numel() for parameter in model.trainable().values())
     best = trainer.best
     if best is not None and best.step != steps:
         best.restore(model.trainable())
         report.message(f"step {best.step} had the lowest held-out loss of {steps} steps: its parameters are kept")
-        return Fitted(best.step, best.score, history, ending)
-    return Fitted(steps, last[1] if last else None, history, ending)
+        return Fitted(best.step, best.score, history, parameters, ending)
+    return Fitted(steps, last[1] if last else None, history, parameters, ending)
 
 
 def _arguments(
