@@ -51,6 +51,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "lora": Recipe("lora", 4e-3, {"r": 8, **TOP}),
     "rslora": Recipe("lora", 2e-3, {"r": 8, "use_rslora": True, **TOP}),
+    "pissa": Recipe("lora", 4e-3, {"r": 8, "init": "pissa", **TOP}),
     "dora": Recipe("dora", 4e-3, {"r": 8, **TOP}),
     "qalora": Recipe("qalora", 4e-3, {"r": 8, **TOP}),
     "ia3": Recipe("ia3", 3e-2, TOP),
@@ -99,7 +100,8 @@ def _found(ledger: Ledger, task: str, recipe: Recipe, seed: int, steps: int | No
         return {
             "exact_match": done.score.exact_match,
             "loss": done.score.loss,
-            "parameters": done.parameters,
+            "trained": done.trained,
+            "parameters": done.stored,
             "bytes": done.manifest.size_bytes,
             "cpu_seconds": done.cpu_seconds,
         }
@@ -151,6 +153,7 @@ def _rows(metric: str, runs: Sequence[Values]) -> list[Row]:
     return [
         Row(metric, mean, f"exact match ± {interval:.3f} (95%, {len(runs)} seeds)"),
         Row(f"{metric}_loss", loss, "nats"),
+        Row(f"{metric}_trained", runs[0]["trained"], "numbers trained"),
         Row(f"{metric}_parameters", runs[0]["parameters"], "numbers stored"),
         Row(f"{metric}_bytes", runs[0]["bytes"], "bytes"),
         Row(f"{metric}_training", seconds, "CPU s"),

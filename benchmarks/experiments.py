@@ -45,7 +45,13 @@ class Trained:
         return Score(found["loss"], found["exact_match"], int(found["examples"]))
 
     @property
-    def parameters(self) -> int:
+    def trained(self) -> int:
+        """Numbers that were trained."""
+        count: int = self.manifest.provenance["trained_parameters"]
+        return count
+
+    @property
+    def stored(self) -> int:
         """Numbers in the artifact."""
         return sum(math.prod(tensor.shape) for tensor in self.manifest.tensors)
 
