@@ -152,6 +152,22 @@ def test_a_run_goes_on_over_the_same_data_wherever_it_lies_and_over_no_other(
         run(resumed(over(first, moved)), deep_base)
 
 
+@pytest.mark.parametrize("length", [{"steps": 6}, {"steps": None, "epochs": 2}])
+def test_a_run_over_weighted_files_resumes_bit_for_bit(
+    deep_base: AddedBase, make_config: Callable[..., TrainConfig], run: Run, length: dict[str, Any]
+) -> None:
+    config = make_config(deep_base, "lora", {"r": 4, "dropout": 0.2}, save_every=3, **length)
+    given = config.data.training_sets[0].path
+    files = (DatasetConfig(given, weight=1), DatasetConfig(given, weight=3, format="prompt-completion"))
+    config = replace(config, data=replace(config.data, train=files))
+    whole = weights(run(config, deep_base))
+    steps = sorted(checkpoints.step_of(path) for path in config.checkpoints.glob("checkpoint-*"))
+    assert len(steps) > 1
+    shutil.rmtree(config.checkpoints / checkpoints.name_of(steps[-1]))
+    again = weights(run(resumed(config), deep_base))
+    assert all(torch.equal(tensor, again[key]) for key, tensor in whole.items())
+
+
 def test_a_run_does_not_go_on_over_another_base_of_the_same_name(
     tiny_base: Callable[..., AddedBase], make_config: Callable[..., TrainConfig], run: Run, tmp_path: Path
 ) -> None:
