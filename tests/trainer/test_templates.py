@@ -16,10 +16,11 @@ from weft_registry.errors import InvalidInputError
 from weft_trainer.config import run as configs
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.formats import Message, Row
+from weft_trainer.data.phrasing import FieldRecords
 from weft_trainer.data.prepare import prepare
 from weft_trainer.data.records import read_records
 from weft_trainer.data.rows import hold_out
-from weft_trainer.data.templates import FieldRecords, load_templates
+from weft_trainer.data.templates import load_templates
 from weft_trainer.data.tokenization import BaseTokenizer, tokenize
 
 FILE = """\

@@ -10,9 +10,10 @@ import torch
 from weft_registry.errors import InvalidInputError
 from weft_registry.home import Home
 from weft_trainer.data.batches import TokenBatches
+from weft_trainer.data.phrasing import FieldRecords
 from weft_trainer.data.records import read_records
 from weft_trainer.data.rows import Rows, choose, read_rows
-from weft_trainer.data.templates import FieldRecords, load_templates
+from weft_trainer.data.templates import load_templates
 from weft_trainer.data.tokenization import BaseTokenizer, tokenize
 from weft_trainer.methods.worn import base_of, open_base, wear
 from weft_trainer.objectives.score import Score, score

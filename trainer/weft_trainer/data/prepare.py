@@ -14,9 +14,10 @@ from weft_trainer.data import rows as raw
 from weft_trainer.data.mixing import mixture
 from weft_trainer.data.packing import Plan, plan
 from weft_trainer.data.pairs import pair_datasets
+from weft_trainer.data.phrasing import FieldRecords
 from weft_trainer.data.records import read_records
 from weft_trainer.data.rows import Rows
-from weft_trainer.data.templates import FieldRecords, load_templates
+from weft_trainer.data.templates import load_templates
 from weft_trainer.data.tokenization import Dataset, Example, TextEncoder, tokenize
 
 
