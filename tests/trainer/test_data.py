@@ -16,10 +16,11 @@ from weft_registry.errors import InvalidInputError, NotFoundError, UnsupportedEr
 from weft_server.tokenizer import Tokenizer
 from weft_trainer.config.data import FORMATS
 from weft_trainer.config.run import TrainConfig, parse
+from weft_trainer.data.dataset import Example
 from weft_trainer.data.formats import READERS, RowError, read_row
 from weft_trainer.data.prepare import prepare
 from weft_trainer.data.rows import Message, Row, Rows, choose, hold_out, read_rows
-from weft_trainer.data.tokenization import BaseTokenizer, Example, tokenize
+from weft_trainer.data.tokenization import BaseTokenizer, tokenize
 
 
 def write(path: Path, *rows: object) -> Path:

@@ -20,7 +20,7 @@ from weft_trainer.config import run as configs
 from weft_trainer.config.adapter import LoraOptions
 from weft_trainer.config.objective import DistillOptions
 from weft_trainer.data.batches import PackedBatches, TokenBatches
-from weft_trainer.data.tokenization import Example
+from weft_trainer.data.dataset import Example
 from weft_trainer.methods import METHODS
 from weft_trainer.modeling.adapted import BareModel
 from weft_trainer.modeling.base import build

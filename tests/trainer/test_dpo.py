@@ -23,9 +23,10 @@ from weft_registry.errors import InvalidInputError
 from weft_trainer.config import run as configs
 from weft_trainer.config.adapter import LoraOptions
 from weft_trainer.data.batches import TokenBatches
+from weft_trainer.data.dataset import Example
 from weft_trainer.data.formats import RowError
 from weft_trainer.data.pairs import read_pair, read_pairs, tokenize_pairs
-from weft_trainer.data.tokenization import BaseTokenizer, Example
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods import METHODS
 from weft_trainer.modeling.adapted import AdaptedModel, BareModel
 from weft_trainer.modeling.base import build

@@ -20,9 +20,10 @@ from weft_registry.errors import InvalidInputError
 from weft_trainer.config import run as configs
 from weft_trainer.config.run import PACKABLE, TrainConfig
 from weft_trainer.data.batches import IGNORE, PackedBatches, TokenBatches
+from weft_trainer.data.dataset import Example
 from weft_trainer.data.mixing import mixture
 from weft_trainer.data.packing import pack, plan
-from weft_trainer.data.tokenization import BaseTokenizer, Example
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods import METHODS
 from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.modeling.base import build

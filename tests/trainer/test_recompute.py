@@ -13,7 +13,8 @@ from weft_registry import artifact as artifacts
 from weft_trainer.config.adapter import LoraOptions
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.batches import TokenBatches
-from weft_trainer.data.tokenization import BaseTokenizer, Example
+from weft_trainer.data.dataset import Example
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods import METHODS
 from weft_trainer.modeling.base import build
 from weft_trainer.modeling.recompute import recompute_layers

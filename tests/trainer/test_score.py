@@ -5,7 +5,7 @@ import torch
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import dense_model
 from weft_trainer.data.batches import TokenBatches
-from weft_trainer.data.tokenization import Example
+from weft_trainer.data.dataset import Example
 from weft_trainer.modeling.adapted import BareModel
 from weft_trainer.modeling.base import build
 from weft_trainer.objectives.score import score

@@ -25,10 +25,11 @@ from torch.nn import functional as F
 from weft_registry.errors import AlreadyExistsError, InvalidInputError
 from weft_registry.home import Home
 from weft_trainer.data.batches import IGNORE, TokenBatches
+from weft_trainer.data.dataset import Example
 from weft_trainer.data.formats import ROLES
 from weft_trainer.data.judging import JudgeTemplate, Labels
 from weft_trainer.data.records import RecordFile, read_records
-from weft_trainer.data.tokenization import BaseTokenizer, Example
+from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods.worn import open_base, wear
 from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.progress import Reporter

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from weft_trainer.data.tokenization import Example
+from weft_trainer.data.dataset import Example
 
 IGNORE = -100
 """The label of a position that the loss does not count (prompt and padding); torch's own convention."""

@@ -20,9 +20,10 @@ from weft_registry.errors import InvalidInputError
 from weft_trainer.config import strict
 from weft_trainer.config.strict import ConfigError
 from weft_trainer.config.yaml_source import YamlSource
+from weft_trainer.data.dataset import Example
 from weft_trainer.data.formats import Message, Row
 from weft_trainer.data.templates import fields_of
-from weft_trainer.data.tokenization import Example, TextEncoder
+from weft_trainer.data.tokenization import TextEncoder
 
 FIELDS = ("prompt", "first", "second")
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data import rows as raw
+from weft_trainer.data.dataset import Dataset, Example, dataset_of
 from weft_trainer.data.formats import Message, Row, RowError, read_row
 from weft_trainer.data.records import read_records
 from weft_trainer.data.rows import Problems, Reading, Rows, read_each
-from weft_trainer.data.tokenization import Dataset, Example, TextEncoder, dataset_of, prompt_tokens
+from weft_trainer.data.tokenization import TextEncoder, prompt_tokens
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _USED = frozenset({"prompt", CHOSEN, REJECTED, "margin"})

@@ -11,6 +11,7 @@ from weft_trainer.config.objective import DpoOptions
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.config.strict import ConfigError
 from weft_trainer.data import rows as raw
+from weft_trainer.data.dataset import Dataset, Example
 from weft_trainer.data.mixing import mixture
 from weft_trainer.data.packing import Plan, plan
 from weft_trainer.data.pairs import pair_datasets
@@ -18,7 +19,7 @@ from weft_trainer.data.phrasing import FieldRecords
 from weft_trainer.data.records import read_records
 from weft_trainer.data.rows import Rows
 from weft_trainer.data.templates import load_templates
-from weft_trainer.data.tokenization import Dataset, Example, TextEncoder, tokenize
+from weft_trainer.data.tokenization import TextEncoder, tokenize
 
 
 @dataclass(frozen=True)

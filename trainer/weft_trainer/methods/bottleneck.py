@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -23,13 +23,10 @@ from weft_trainer.config.adapter import BottleneckOptions
 from weft_trainer.config.strict import ConfigError
 from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods import targets
-from weft_trainer.methods.parts import Part
+from weft_trainer.methods.parts import STACKED_ON, Part
 from weft_trainer.modeling.adapted import AdaptedModel, Outcome
 from weft_trainer.modeling.base import TrainingBase
 from weft_trainer.modeling.sublayers import SublayerModel, lay_frozen
-
-_STACKED_ON = "stacked_on"
-# The key of a manifest's provenance that names what lay below an adapter when it was trained, the lowest first.
 
 
 class BottleneckMethod(ABC):
@@ -47,14 +44,7 @@ class BottleneckMethod(ABC):
         self._below = tuple(below)
 
     def over(self, parts: Sequence[Part]) -> Self:
-        """See `CompositeMethod.over`. Raises `ConfigError` for a part of another kind."""
-        for part in parts:
-            if not isinstance(part.adapter.params, BottleneckParams):
-                raise ConfigError(
-                    "adapter.stack_on",
-                    f"{part.reference} is of the kind {part.adapter.kind.name}; only bottleneck adapters are stacked",
-                    reason="PART_REFUSED",
-                )
+        """See `CompositeMethod.over`."""
         return type(self)(parts)
 
     @abstractmethod
@@ -156,14 +146,7 @@ class BottleneckModel(SublayerModel):
     def outcome(self, params: Any) -> Outcome:
         """See `AdaptedModel.outcome`; it says what lies below."""
         found = super().outcome(params)
-        return replace(found, provenance={_STACKED_ON: self._below}) if self._below else found
-
-
-def stacked_on(kind: str, provenance: Mapping[str, Any]) -> Sequence[str]:
-    """What lay below an adapter of that kind when it was trained, the lowest first, as references; by its manifest's
-    provenance, which is free-form."""
-    found = provenance.get(_STACKED_ON) if kind == BottleneckMethod.kind else None
-    return [text for text in found if isinstance(text, str)] if isinstance(found, list | tuple) else []
+        return replace(found, provenance={STACKED_ON: self._below}) if self._below else found
 
 
 def _layers(options: BottleneckOptions, count: int) -> tuple[int, ...]:

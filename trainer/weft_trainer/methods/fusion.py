@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from weft_adapters.kinds.bottleneck_network import Network, network, read
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
-from weft_registry.kinds.bottleneck import BottleneckParams
 from weft_registry.kinds.fusion import FusionParams, check_alike
 from weft_trainer.config.adapter import FusionOptions
+from weft_trainer.config.strict import ConfigError
 from weft_trainer.data.tokenization import TextEncoder
 from weft_trainer.methods.parts import Part
 from weft_trainer.modeling.adapted import AdaptedModel
@@ -40,12 +40,6 @@ class FusionMethod:
     def params(self, options: FusionOptions, base: BaseSpec, encoder: TextEncoder) -> FusionParams:
         """See `Method.params`: where the parts stand and what they read is theirs to say."""
         first = self.parts[0].adapter.params
-        if not isinstance(first, BottleneckParams):
-            raise InvalidInputError(
-                f"adapter.parts: {self.parts[0].reference} is of the kind {self.parts[0].adapter.kind.name}; a fusion "
-                "is made over bottleneck adapters",
-                reason="PART_REFUSED",
-            )
         params = FusionParams(
             parts=tuple(part.reference for part in self.parts),
             reads=first.reads,
@@ -54,11 +48,14 @@ class FusionMethod:
             value=options.value,
         )
         for part in self.parts[1:]:
-            if not isinstance(part.adapter.params, BottleneckParams):
-                raise InvalidInputError(
-                    f"adapter.parts: {part.reference} is of the kind {part.adapter.kind.name}", reason="PART_REFUSED"
-                )
-            check_alike(params, part.reference, part.adapter.params)
+            try:
+                check_alike(params, part.reference, part.adapter.params)
+            except InvalidInputError as error:
+                raise ConfigError(
+                    "adapter.parts",
+                    f"{error.message}; leave it out, or train it as {self.parts[0].reference.adapter} is",
+                    reason=error.reason,
+                ) from error
         return params
 
     def first_layer(self, params: FusionParams) -> int:

@@ -26,6 +26,7 @@ from weft_trainer.methods.parts import Part
 from weft_trainer.methods.worn import bound
 
 _SHOWN = 3
+_INSTEAD = "nothing is trained over a yanked adapter; say in adapter.stack_on what this one lies on instead"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Start:
             )
         try:
             with self._here() as directory:
-                return bound(directory, stored, self.home, stack_on)
+                return bound(directory, stored, self.home, stack_on, _INSTEAD)
         except WeftError as error:
             # Which of the run's adapters it is, those know nothing of.
             error.begin(f"start: {self.text}: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_registry.home import Home
 from weft_registry.parts import parts_of
 from weft_trainer.methods import method_of_kind, over
-from weft_trainer.methods.bottleneck import BottleneckMethod, stacked_on
-from weft_trainer.methods.parts import Part, find_parts
+from weft_trainer.methods.bottleneck import BottleneckMethod
+from weft_trainer.methods.parts import STACK, WEAR_FUSED, Part, find_parts, stacked_on
 from weft_trainer.modeling.adapted import AdaptedModel, BareModel
 from weft_trainer.modeling.base import build
+
+INSTEAD = "nothing computes with a yanked adapter; choose another adapter than the one that lies on it"
+"""What to do where an adapter lies on one that is yanked, and whoever asks cannot say what it lies on."""
 
 
 def open_base(name: str, home: Home | None = None) -> StoredBase:
@@ -56,10 +60,12 @@ def wear(
     merged: bool = False,
     device: torch.device | None = None,
     stack_on: Sequence[str] | None = None,
+    instead: str = INSTEAD,
 ) -> AdaptedModel:
     """The base with the artifact in `directory` (None: alone), ready to evaluate; `device` None is a GPU if there is
     one, and `dtype` None what is fastest there. `stack_on` are the adapters that lie below a bottleneck adapter; None:
-    those that it was trained on. Raises what binding raises, and merging if it is asked for."""
+    those that it was trained on; `instead` as `bound` has it. Raises what binding raises, and merging if it is asked
+    for."""
     where = device or default_device()
     dtype = dtype or fast_dtype(where)
     if directory is None:
@@ -67,7 +73,7 @@ def wear(
     elif merged:
         model = _merged(directory, stored, dtype, home, where)
     else:
-        model = _adapted(directory, stored, dtype, home, where, stack_on)
+        model = _adapted(directory, stored, dtype, home, where, stack_on, instead)
     return model.eval()
 
 
@@ -77,13 +83,17 @@ def default_device() -> torch.device:
 
 
 def bound(
-    directory: Path, stored: StoredBase, home: Home, stack_on: Sequence[str] | None = None
+    directory: Path,
+    stored: StoredBase,
+    home: Home,
+    stack_on: Sequence[str] | None = None,
+    instead: str = INSTEAD,
 ) -> tuple[Adapter[Any], Sequence[Part]]:
-    """The adapter in `directory` and what it was trained over, or `stack_on` instead of what it was stacked on. Binding
-    checks the base and every tensor; float32 because these are the master weights. Raises what `bind` and `find_parts`
-    raise."""
+    """The adapter in `directory` and what it was trained over, or `stack_on` instead of what it was stacked on;
+    `instead` says what to do where that is yanked. Binding checks the base and every tensor; float32 because these are
+    the master weights. Raises what `bind` and `find_parts` raise."""
     manifest = artifact.read(directory)
-    parts = find_parts([str(part) for part in parts_of(manifest)], stored.spec, home)
+    parts = find_parts([str(part) for part in parts_of(manifest)], stored.spec, home, WEAR_FUSED)
     adapter = bind(directory, manifest, stored.spec, dtype=torch.float32, parts=[part.adapter for part in parts])
     if stack_on and adapter.kind.name != BottleneckMethod.kind:
         raise InvalidInputError(
@@ -91,7 +101,8 @@ def bound(
             "leave it out"
         )
     names = stacked_on(manifest.kind, manifest.provenance) if stack_on is None else stack_on
-    return adapter, [*parts, *find_parts(names, stored.spec, home, "stack_on")]
+    purpose = replace(STACK, where="stack_on", yanked=instead)
+    return adapter, [*parts, *find_parts(names, stored.spec, home, purpose)]
 
 
 def _adapted(
@@ -101,8 +112,9 @@ def _adapted(
     home: Home,
     device: torch.device,
     stack_on: Sequence[str] | None,
+    instead: str,
 ) -> AdaptedModel:
-    adapter, parts = bound(directory, stored, home, stack_on)
+    adapter, parts = bound(directory, stored, home, stack_on, instead)
     method = over(method_of_kind(adapter.kind.name), parts)
     model = method.bare(build(stored, dtype, device=device), adapter.params)
     model.restore(adapter.tensors)

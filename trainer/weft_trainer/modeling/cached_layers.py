@@ -15,7 +15,7 @@ from torch import nn
 
 from weft_adapters.base.load import StoredBase
 from weft_trainer.data.batches import StateBatches, TokenBatches
-from weft_trainer.data.tokenization import Example
+from weft_trainer.data.dataset import Example
 from weft_trainer.modeling.base import build
 from weft_trainer.progress import Reporter
 

@@ -17,7 +17,7 @@ from weft_registry.home import Home
 from weft_trainer.config.objective import DistillOptions, DpoOptions
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.data.batches import Batch, PackedBatches, StateBatches, TokenBatches
-from weft_trainer.data.tokenization import Example
+from weft_trainer.data.dataset import Example
 from weft_trainer.modeling.adapted import AdaptedModel, BareModel
 from weft_trainer.modeling.base import TrainingBase
 from weft_trainer.modeling.objective import CrossEntropy, Objective

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weft_trainer.data.batches import Batch, TokenBatches
-from weft_trainer.data.tokenization import Example
+from weft_trainer.data.dataset import Example
 from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.modeling.cached_layers import allocate
 from weft_trainer.modeling.objective import completion_tokens

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weft_trainer.data.batches import IGNORE, Batch
-from weft_trainer.data.tokenization import Example
+from weft_trainer.data.dataset import Example
 from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.objectives.score import Part, Score
 from weft_trainer.progress import Reporter

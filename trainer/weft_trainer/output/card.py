@@ -9,7 +9,7 @@ from weft_registry import artifact
 from weft_registry.base import BaseSpec
 from weft_trainer.config.objective import ObjectiveOptions
 from weft_trainer.config.run import TrainConfig
-from weft_trainer.data.tokenization import Dataset
+from weft_trainer.data.dataset import Dataset
 from weft_trainer.methods import METHODS
 from weft_trainer.training.loop import Fitted
 

@@ -25,9 +25,9 @@ from weft_registry.errors import InvalidInputError, PreconditionError
 from weft_registry.kinds import kind_schema
 from weft_registry.manifest import Manifest, Metric
 from weft_trainer.config.run import TrainConfig
-from weft_trainer.data.tokenization import Dataset
+from weft_trainer.data.dataset import Dataset
 from weft_trainer.methods import METHODS
-from weft_trainer.methods.bottleneck import stacked_on
+from weft_trainer.methods.parts import stacked_on
 from weft_trainer.objectives.score import Score
 from weft_trainer.output.card import model_card
 from weft_trainer.output.curve import loss_curve
