@@ -16,8 +16,8 @@ def train(config: TrainConfig, report: Reporter, home: Home | None = None) -> Pa
 
     Raises the errors of `weft_registry.errors`: `NotFoundError` for a base or file that is not there,
     `InvalidInputError` for a configuration or data that cannot be, `PreconditionError` when training diverges, for what
-    is not installed, and for a run that a signal stopped (after saving what there was), `ExhaustedError` when memory runs
-    out.
+    is not installed, and for a run that a signal stopped (after saving what there was), `ExhaustedError` when memory
+    runs out.
     """
     check_devices(config.training.devices)
     if config.training.devices > 1:
