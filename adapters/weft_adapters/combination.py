@@ -19,7 +19,7 @@ Legend: P parts, N outputs, K inputs, r rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +114,9 @@ def combine(parts: Sequence[tuple[Adapter[Any], float]], recipe: Recipe, modules
     """Merges `parts`, bound in float32 to one base whose linear modules, in model order, are `modules`.
 
     A module that only some parts adapt is merged from those. Parts of kind qalora alone make a qalora adapter; mixed
-    with lora they are lora adapters. Raises `InvalidInputError` naming a module whose ranks cannot be merged or whose
-    result is not finite, and what `checked` raises.
+    with lora they are lora adapters. Raises `InvalidInputError` naming a module whose ranks cannot be merged, of which
+    the density keeps nothing, or whose result is not finite, and for parts of which nothing is left at any module; and
+    what `checked` raises.
     """
     adapters = [adapter for adapter, _ in checked(parts, KINDS_THAT_COMBINE)]
     kind, group_size = common_kind(adapters)
@@ -125,6 +126,10 @@ def combine(parts: Sequence[tuple[Adapter[Any], float]], recipe: Recipe, modules
     truncation = Truncation(rank=min(recipe.rank or highest, MAX_RANK))
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
+    nothing_left = True
+    if recipe.density is not None:
+        factors = ((module, next(factors_at(parts, module, pooled=group_size is not None))) for module in adapted)
+        _check_density(recipe.density, factors, products=recipe.truncated)
     for module in (module for module in modules if module in adapted):
         found = list(factors_at(parts, module, pooled=group_size is not None))
         a_rK, b_Nr = _merged(module, found, recipe, truncation, generator)
@@ -137,8 +142,10 @@ def combine(parts: Sequence[tuple[Adapter[Any], float]], recipe: Recipe, modules
         if a_rK.shape[0]:
             tensors |= named(module, a_rK, b_Nr)
             ranks[module] = a_rK.shape[0]
-    if not ranks:
-        raise InvalidInputError("the parts cancel out: nothing is left of any module")
+            nothing_left = nothing_left and _is_zero(a_rK, b_Nr)
+    if nothing_left:
+        way_out = "other weights, or a higher density" if recipe.sparse else "other weights"
+        raise InvalidInputError(f"the parts cancel out: nothing is left of any module; give {way_out}")
     params = unit_scaling(ranks)
     if group_size is not None:
         params = QaLoraParams(**vars(params), group_size=group_size)
@@ -174,6 +181,37 @@ def _merged(
     to_b_P = torch.tensor([math.sqrt(abs(share)) for share in shares])
     a_rK = _sparse_merge(torch.stack([part.a_rK for part in parts]), to_a_P, recipe, generator)
     return a_rK, _sparse_merge(torch.stack([part.b_Nr for part in parts]), to_b_P, recipe, generator)
+
+
+def _check_density(density: float, factors: Iterable[tuple[str, WeightedFactors]], *, products: bool) -> None:
+    """Raises where not one entry of a tensor would be kept, by DARE on average: of A, of B, or of `products`."""
+    sizes: list[tuple[int, str]] = []
+    for module, part in factors:
+        if products:
+            sizes.append((part.b_Nr.shape[0] * part.a_rK.shape[1], f"the product at {module}"))
+        else:
+            sizes += [(part.a_rK.numel(), f"A at {module}"), (part.b_Nr.numel(), f"B at {module}")]
+    least, which = min(sizes)
+    if int(density * least) == 0:
+        raise InvalidInputError(
+            f"density: {density:g} keeps none of the {least} entries of {which}; the smallest that keeps one of every "
+            f"tensor is {_rounded_up(1 / least):g}"
+        )
+
+
+def _rounded_up(share: float) -> float:
+    """To three significant digits, so that `share` is certainly reached."""
+    unit = 10.0 ** (math.floor(math.log10(share)) - 2)
+    return float(f"{(math.floor(share / unit) + 1) * unit:.3g}")
+
+
+def _is_zero(a_rK: Tensor, b_Nr: Tensor) -> bool:
+    """Whether `B A` is nothing but the rounding of its float32 factors."""
+    a_rK, b_Nr = a_rK.double(), b_Nr.double()
+    # |B A|^2 = <B^T B, A A^T>, which needs no product of the module's size.
+    b_rr, a_rr = b_Nr.t() @ b_Nr, a_rK @ a_rK.t()
+    most = (b_rr.diagonal() * a_rr.diagonal()).sqrt().sum()
+    return bool((b_rr * a_rr).sum() <= (torch.finfo(torch.float32).eps * most).square())
 
 
 def _truncated_sum(module: str, parts: Sequence[WeightedFactors], truncation: Truncation) -> tuple[Tensor, Tensor]:

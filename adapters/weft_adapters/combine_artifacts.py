@@ -12,6 +12,7 @@ import torch
 import weft
 from weft_adapters.binding import bind
 from weft_adapters.combination import KINDS_THAT_COMBINE, Recipe, combine
+from weft_adapters.composition import KINDS_THAT_SUM
 from weft_adapters.kinds.kind import Adapter
 from weft_adapters.saving import check_new, save
 from weft_registry import artifact
@@ -52,7 +53,7 @@ def combine_artifacts(
         if manifest.kind not in KINDS_THAT_COMBINE:
             raise UnsupportedError(
                 f"{part.reference} is of kind {manifest.kind}; only adapters of the kinds "
-                f"{' and '.join(KINDS_THAT_COMBINE)} can be combined",
+                f"{' and '.join(KINDS_THAT_COMBINE)} can be combined{_instead({each.kind for each in manifests})}",
                 reason="NOT_COMPOSABLE",
             )
         adapters.append((bind(part.directory, manifest, base, dtype=torch.float32), part.weight))
@@ -83,6 +84,13 @@ def combine_artifacts(
             "parent_version": None,
         },
     )
+
+
+def _instead(kinds: set[str]) -> str:
+    """The way out, where a request can wear parts of these kinds."""
+    if kinds <= set(KINDS_THAT_SUM) or kinds == {"bottleneck"}:
+        return "; a request can wear these parts together as they are: `weft generate a+b*0.5`"
+    return ": leave it out"
 
 
 def _license(manifests: Sequence[Manifest]) -> str:

@@ -28,6 +28,8 @@ from weft_adapters.unit_scaling import unit_scaling
 from weft_registry.errors import InvalidInputError, UnsupportedError
 from weft_registry.kinds.qalora import QaLoraParams
 
+KINDS_THAT_SUM = ("lora", "qalora", "dora")
+
 
 @dataclass(frozen=True, eq=False)
 class WeightedFactors:
@@ -104,7 +106,7 @@ def _scaled(module: str, parts: Sequence[WeightedFactors]) -> tuple[Tensor, dict
 
 
 def checked(
-    parts: Sequence[tuple[Adapter[Any], float]], kinds: tuple[str, ...] = ("lora", "qalora", "dora")
+    parts: Sequence[tuple[Adapter[Any], float]], kinds: tuple[str, ...] = KINDS_THAT_SUM
 ) -> Sequence[tuple[Adapter[Any], float]]:
     """`parts`, if they are of these kinds and can be summed. Raises as `compose_low_rank` does."""
     if not parts:
@@ -115,7 +117,7 @@ def checked(
         if adapter.kind is not KINDS.get(adapter.kind.name) or adapter.kind.name not in kinds:
             raise UnsupportedError(
                 f"{adapter.digest} is of kind {adapter.kind.name}; only adapters of the kinds {', '.join(kinds)} can "
-                "be summed",
+                "be summed: leave it out, or wear it in a request of its own",
                 reason="NOT_COMPOSABLE",
                 metadata={"adapter": adapter.digest, "kind": adapter.kind.name},
             )

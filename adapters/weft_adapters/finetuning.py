@@ -13,8 +13,9 @@ the rounding (then it holds what the fine-tuning learned, and nothing of the rou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,7 +43,14 @@ class Change:
 
     name: str
     relative: float
-    """Frobenius norm of the difference, over that of the base's tensor."""
+    """Frobenius norm of the difference, over that of the base's tensor; rows that only one of the two has count as
+    zeros in the other."""
+    rows: tuple[int, int] | None = None
+    """How many there were and are, where the vocabulary changed."""
+
+    def __str__(self) -> str:
+        rows = f"{self.rows[1]} rows where the base has {self.rows[0]}, " if self.rows else ""
+        return f"{self.name} ({rows}by {self.relative:.2g} of its norm)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +66,9 @@ class FineTuning:
 
 
 def check_same_model(base: ModelConfig, other: ModelConfig, what: str) -> None:
-    """Raises `InvalidInputError` naming every setting in which `other` computes something else than `base`."""
+    """Raises `InvalidInputError` naming every setting in which the layers of `other` compute something else than those
+    of `base`. Added tokens and a head of its own are changed tensors, which `differences` reports."""
+    other = replace(other, vocab_size=base.vocab_size, tie_word_embeddings=base.tie_word_embeddings)
     if base.sha256() == other.sha256():
         return
     ours, theirs = vars(base), vars(other)
@@ -81,7 +91,8 @@ def differences(
     """What `tuned` changed against `original`, or against the stored base where that is None.
 
     `modules` and `others` limit what is compared: linear modules, and the names of other tensors; None is all of them.
-    A tensor that is equal in the shorter of two precisions did not change.
+    A tensor that is equal in the shorter of two precisions did not change. The head of a model that ties it is its
+    embedding.
     """
     before = original or (lambda name: _stored_tensor(stored, name))
     folds: dict[str, Tensor] = {}
@@ -93,8 +104,7 @@ def differences(
             continue
         factor_K = _fold(name, old, new)
         if factor_K is None:
-            distance = float((new.double() - old.double()).norm())
-            rest.append(Change(name, distance / (float(old.double().norm()) or 1.0)))
+            rest.append(_change(name, old.double(), new.double()))
             continue
         folded.append(name)
         folds |= dict.fromkeys(_readers(name), factor_K)
@@ -113,10 +123,14 @@ def differences(
 
 
 def _stored_tensor(stored: StoredBase, name: str) -> Tensor:
-    module = name.removesuffix(".weight")
+    module, name = name.removesuffix(".weight"), _stored_name(stored, name)
     if module in stored.spec.linears and name != module:
         return stored.int4(module).dequantize()
     return stored.tensor(name) if name in stored.tensor_names else stored.dense(name, torch.float32)
+
+
+def _stored_name(stored: StoredBase, name: str) -> str:
+    return layout.EMBEDDING if name == layout.HEAD and stored.config.tie_word_embeddings else name
 
 
 def _same(old: Tensor, new: Tensor) -> bool:
@@ -125,11 +139,20 @@ def _same(old: Tensor, new: Tensor) -> bool:
 
 def _same_in_8_bits(stored: StoredBase, name: str, new: Tensor) -> bool:
     """Whether the stored base holds `new`, rounded to 8 bits."""
+    name = _stored_name(stored, name)
     if name in stored.tensor_names:
         return False
-    scale_VG = stored.tensor(name + layout.SCALE8).float()
-    off = (new.float() - stored.dense(name, torch.float32)).abs().view(*scale_VG.shape, layout.GROUP8)
+    scale_VG, held_VK = stored.tensor(name + layout.SCALE8).float(), stored.dense(name, torch.float32)
+    if held_VK.shape != new.shape:
+        return False
+    off = (new.float() - held_VK).abs().view(*scale_VG.shape, layout.GROUP8)
     return bool((off <= scale_VG[..., None] * _STEPS_8BIT).all())
+
+
+def _change(name: str, old: Tensor, new: Tensor) -> Change:
+    size, rows = float(old.norm()) or 1.0, min(len(old), len(new))
+    distance = math.hypot(*(float(part.norm()) for part in (new[:rows] - old[:rows], new[rows:], old[rows:])))
+    return Change(name, distance / size, None if len(old) == len(new) else (len(old), len(new)))
 
 
 def _fold(name: str, old_K: Tensor, new_K: Tensor) -> Tensor | None:

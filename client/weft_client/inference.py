@@ -55,7 +55,7 @@ class InferenceClient:
         """The whole completion of a prompt, a chat or token ids.
 
         `adapter` is a reference, or empty for the base model, or several adapters worn together:
-        `["acme/topics", ("acme/style", 0.5)]`.
+        `["acme/topics", ("acme/style", 0.5)]`, or `"acme/topics+acme/style*0.5"`.
         """
         request = wire.generate_request(prompt, adapter, messages, token_ids, options)
         return wire.parse_completion(self._call(self._inference.Generate, request, timeout_s, metadata))

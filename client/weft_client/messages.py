@@ -25,11 +25,12 @@ from weft_client.results import (
     TokenLogprob,
     Unmerge,
 )
+from weft_registry.composition import parse_parts
 from weft_registry.errors import InvalidInputError, UnavailableError, Violation
 
 Worn = str | Sequence[str | tuple[str, float]]
 """Whom a request wears: one reference (empty for the base model), or several adapters together, each with its weight
-unless that is 1."""
+unless that is 1; also as one string, `a+b*0.5`."""
 Messages = Sequence[Mapping[str, str]]
 """A chat: mappings with the keys "role" and "content"."""
 
@@ -69,6 +70,8 @@ def generate_request(
         known = ", ".join(GenerateOptions.__annotations__)
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}; there are: {known}")
     request = pb.GenerateRequest()
+    if isinstance(adapter, str) and ("+" in adapter or "*" in adapter):
+        adapter = [(part.reference, part.weight) for part in parse_parts(adapter)]
     if isinstance(adapter, str):
         _fitting("adapter_id", partial(setattr, request, "adapter_id", adapter))
     else:

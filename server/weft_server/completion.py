@@ -152,7 +152,7 @@ class Completer:
             )
             limit = None if request.time_limit_s is None else begin + request.time_limit_s
             while progress.ended is None:
-                chunk = await self._next(events, progress, limit)
+                chunk = await self._next(events, progress, limit, lease)
                 if chunk is not None:
                     yield chunk
             tail = "" if progress.matcher.matched else progress.matcher.push(progress.detokenizer.flush())
@@ -173,7 +173,9 @@ class Completer:
         finally:
             self._bridge.cancel(engine_request.request_id)
 
-    async def _next(self, events: asyncio.Queue[EngineEvent], progress: _Progress, limit: float | None) -> Chunk | None:
+    async def _next(
+        self, events: asyncio.Queue[EngineEvent], progress: _Progress, limit: float | None, lease: Lease | None
+    ) -> Chunk | None:
         """Waits for one event; sets `progress.ended` when it was the last one that matters."""
         timeout = None if limit is None else max(0.0, limit - time.monotonic())
         try:
@@ -186,7 +188,8 @@ class Completer:
             progress.ended = event.reason
             return None
         if isinstance(event, FailEvent):
-            raise event.error or UnavailableError("the request was dropped by the engine")
+            error = event.error or UnavailableError("the request was dropped by the engine")
+            raise lease.explain(error) if lease else error
         progress.count += 1
         progress.cached = event.cached_tokens
         text = progress.matcher.push(progress.detokenizer.push(event.token_id))

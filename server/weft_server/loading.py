@@ -89,7 +89,7 @@ class Loader:
         try:
             entries = [(entry, part.weight) for entry, part in zip(_all(found), worn.parts, strict=True)]
             # Another request may have begun it meanwhile.
-            return await self._loaded(self._usable(digest) or self._compose(digest, reference, entries))
+            return await self._loaded(self._usable(digest) or self._compose(worn, entries))
         finally:
             # The composition stands by itself.
             for part_entry in found:
@@ -139,8 +139,9 @@ class Loader:
             return known.resolved
         return await self._resolver.resolve(reference)
 
-    def _compose(self, digest: str, reference: str, parts: Sequence[tuple[Entry, float]]) -> Entry:
+    def _compose(self, worn: Worn, parts: Sequence[tuple[Entry, float]]) -> Entry:
         """The entry of a composition, being made. Raises `ExhaustedError` where there is no room for it."""
+        digest, reference = worn.digest, worn.reference
         # Until it is made; what it takes then is what counts.
         size_bytes = sum(part.size_bytes for part, _ in parts)
         self.memory.make_room(reference, digest, size_bytes)
@@ -151,6 +152,8 @@ class Loader:
                 return self._engine.compose(handles, digest)
             except WeftError as error:
                 # An engine knows digests, and people names.
+                for version, part in zip(worn.versions, worn.parts, strict=True):
+                    error.message = error.message.replace(version.digest, part.reference)
                 error.begin(f"{reference}: ")
                 raise
 

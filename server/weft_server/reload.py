@@ -118,6 +118,8 @@ class Reloader:
             followed.stale
             or not followed.looked
             or not followed.by_alias
+            # No move tells that a part was yanked.
+            or bool(followed.resolved.made_of)
             or bool(followed.problem)
             or time.monotonic() - followed.asked_s >= _SELDOM * self._interval_s
         )

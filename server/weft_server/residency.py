@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from weft_registry.composition import Part, parse_parts
-from weft_registry.errors import NotFoundError, PreconditionError
+from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError, WeftError
 from weft_server.adapter_memory import Entry
 from weft_server.disk_cache import DiskCache
 from weft_server.engine import Engine, EngineEvent, FailEvent, MergeOutcome
@@ -26,7 +26,7 @@ from weft_server.worn import Worn
 
 _log = logging.getLogger(__name__)
 NOT_FINITE = "NOT_FINITE"
-"""The reason of an engine's `FailEvent` that puts the request's adapter under quarantine."""
+"""The reason of an engine's `FailEvent` that puts a version under quarantine."""
 
 
 class Lease:
@@ -38,6 +38,8 @@ class Lease:
         self._entry: Entry | None = entry
         self.handle = entry.loading.result()
         self.digest = entry.digest
+        self.composed = "" if worn.alone else worn.reference
+        """The adapters worn together, with their weights, as the request named them; empty for one as published."""
         self.parts = () if worn.alone else tuple(version.digest for version in worn.versions)
         """The digests of the adapters that a composition is made of."""
         self.made_of = worn.made_of
@@ -52,11 +54,25 @@ class Lease:
 
     def end(self, event: EngineEvent) -> None:
         """Gives it back with the engine's last event for the request: one that stopped being finite puts the adapter
-        under quarantine."""
+        under quarantine, unless it is a composition, of which the request's weights are a part."""
         entry = self._entry
         self.release()
-        if entry is not None and isinstance(event, FailEvent) and event.error and event.error.reason == NOT_FINITE:
+        if entry is None or self.composed or not isinstance(event, FailEvent) or event.error is None:
+            return
+        if event.error.reason == NOT_FINITE:
             self._residency.condemn(entry, event.error.message)
+
+    def explain(self, error: WeftError) -> WeftError:
+        """The engine's error as it concerns whoever asked: that numbers stopped being finite under weights of his own
+        is his to mend."""
+        if error.reason != NOT_FINITE or not self.composed:
+            return error
+        return InvalidInputError(
+            f"{self.composed}: worn together with these weights, the adapters produced numbers that are not finite; "
+            "give smaller weights, or find the adapter that does so alone",
+            reason=NOT_FINITE,
+            metadata={"adapters": self.composed[:200], "adapter_digest": self.digest},
+        )
 
 
 class Residency:

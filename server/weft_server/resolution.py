@@ -130,7 +130,11 @@ class Resolver:
         def again() -> Resolved:
             version = self.registry.resolve(followed.reference)
             before = followed.resolved
-            return before if version.digest == before.digest else self._describe(version)
+            if version.digest != before.digest:
+                return self._describe(version)
+            if before.made_of:
+                resolve_parts(self.registry.resolve, version.manifest)
+            return before
 
         return await self._in_thread(again)
 

@@ -201,6 +201,42 @@ def test_parts_that_cancel_out_are_refused(tiny_base: Callable[..., AddedBase]) 
         combine([(part, 1.0), (part, -1.0)], Recipe("svd"), list(base.stored.spec.linears))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_parts_without_weight_are_refused_by_every_method(tiny_base: Callable[..., AddedBase], method: str) -> None:
+    base = tiny_base()
+    parts = [(part.bound(torch.float32), 0.0) for part in subjects(base)]
+    with pytest.raises(InvalidInputError, match="nothing is left of any module; give other weights"):
+        combine(parts, recipe(method), list(base.stored.spec.linears))
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"), [("cat", (1.0, -1.0)), ("linear", (1.0, -1.0)), ("cat", (0.1, 0.2, -0.3))]
+)
+def test_factors_whose_product_is_only_rounding_are_refused_and_small_ones_are_not(
+    tiny_base: Callable[..., AddedBase], method: str, weights: tuple[float, ...]
+) -> None:
+    base = tiny_base()
+    part, modules = subjects(base)[0].bound(torch.float32), list(base.stored.spec.linears)
+    with pytest.raises(InvalidInputError, match="cancel out"):
+        combine([(part, weight) for weight in weights], Recipe(method), modules)
+    # A thousandth that is left is no rounding, nor is an adapter that is small altogether.
+    combine([(part, 1.0), (part, -0.999)], Recipe(method), modules)
+    combine([(part, 1e-20)], Recipe(method), modules)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "ties_svd", "dare_linear_svd", "dare_ties_svd"])
+def test_a_density_that_keeps_nothing_is_refused_with_the_smallest_that_does(
+    tiny_base: Callable[..., AddedBase], method: str
+) -> None:
+    base = tiny_base()
+    parts = subjects(base)
+    # The smallest are keys' and values' B (32, 4), and their products (32, 64).
+    least = "0.000489" if method.endswith("svd") else "0.00782"
+    with pytest.raises(InvalidInputError, match=rf"density: 0\.0001 keeps none of .*[kv]_proj; .* is {least}$"):
+        merged(parts, Recipe(method, density=1e-4), base)
+    merged(parts, Recipe(method, density=float(least)), base)
+
+
 def test_a_rank_that_no_adapter_may_have_is_refused(tiny_base: Callable[..., AddedBase]) -> None:
     base = tiny_base()
     part = subjects(base)[0].bound(torch.float32)

@@ -185,6 +185,89 @@ def test_another_architecture_is_refused_by_what_differs(
         extracted(tiny_base(), tiny_source(num_hidden_layers=3), tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("bits", [4, 2])
+def test_an_original_that_the_base_was_not_quantized_from_is_refused_before_anything_is_decomposed(
+    tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path], tmp_path: Path, bits: int
+) -> None:
+    base, output = tiny_base(bits=bits), tmp_path / "adapter"
+    checkpoint = fine_tune(AutoModelForCausalLM.from_pretrained(tiny_source()), tmp_path / "tuned", low_rank)
+    with pytest.raises(
+        InvalidInputError, match=rf"--from: .*q_proj in .* quantizing it to {bits} bits .*without --from"
+    ):
+        extracted(base, checkpoint, output, original=tiny_source(seed=1))
+    assert not output.exists()
+    # Not the first module alone is looked at.
+    almost = AutoModelForCausalLM.from_pretrained(tiny_source())
+    with torch.no_grad():
+        weight = almost.get_parameter("model.layers.1.mlp.down_proj.weight")
+        weight.copy_(weight.flip(0))
+    almost.save_pretrained(tmp_path / "almost")
+    with pytest.raises(InvalidInputError, match=r"layers\.1\.mlp\.down_proj"):
+        extracted(base, checkpoint, output, original=tmp_path / "almost")
+    assert not extracted(base, checkpoint, output, original=tiny_source(), truncation=Truncation(rank=3)).folded
+
+
+def test_a_model_that_has_nothing_in_common_with_the_base_is_said_to(
+    tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tiny_base()
+    other = extracted(base, tiny_source(seed=1), tmp_path / "other", ignore_rest=True)
+    assert other.unrelated
+    assert other.base_error == pytest.approx(2**0.5, rel=0.05)
+    own = extracted(base, tiny_source(), tmp_path / "own")
+    assert not own.unrelated
+    assert own.served_error < own.base_error < 0.15
+
+
+def test_added_tokens_are_left_behind_with_the_embedding(tiny_base: Callable[..., AddedBase], tmp_path: Path) -> None:
+    base = tiny_base()
+    model = dense_model(base.stored)
+    model.resize_token_embeddings(520)
+    checkpoint = fine_tune(model, tmp_path / "tuned", low_rank)
+    says = (
+        r"the fine-tuning also changed model\.embed_tokens\.weight \(520 rows where the base has 512, .*--ignore-rest"
+    )
+    with pytest.raises(InvalidInputError, match=says):
+        extracted(base, checkpoint, tmp_path / "adapter")
+    found = extracted(base, checkpoint, tmp_path / "adapter", ignore_rest=True)
+    (left,) = found.rest
+    table = model.get_input_embeddings().weight.detach()
+    added = table[512:].norm() / table[:512].norm()
+    assert (left.name, left.rows) == (EMBEDDING, (512, 520))
+    assert left.relative == pytest.approx(float(added), rel=1e-4)
+    assert found.manifest.provenance["left_behind"].keys() == {EMBEDDING}
+    # What it carries is what it would carry of the same model without them.
+    model.resize_token_embeddings(512)
+    model.save_pretrained(tmp_path / "without")
+    without = extracted(base, tmp_path / "without", tmp_path / "same")
+    weights = [directory / artifacts.WEIGHTS for directory in (tmp_path / "adapter", tmp_path / "same")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert without.rest == ()
+
+
+def test_a_head_of_its_own_is_left_behind_where_it_is_not_the_bases(
+    tiny_base: Callable[..., AddedBase], tmp_path: Path
+) -> None:
+    tied, untied = tiny_base(), tiny_base(tie_word_embeddings=False)
+
+    def copied(source: AddedBase, name: str, *, tie: bool, head: float = 1.0) -> Path:
+        model = dense_model(source.stored)
+        model.config.tie_word_embeddings = tie
+        table = model.get_input_embeddings().weight.detach()
+        model.lm_head.weight = model.get_input_embeddings().weight if tie else torch.nn.Parameter(head * table)
+        return fine_tune(model, tmp_path / name, low_rank)
+
+    # The same head in a tensor of its own is no change.
+    assert extracted(tied, copied(tied, "equal", tie=False), tmp_path / "a").rest == ()
+    changed = copied(tied, "changed", tie=False, head=1.5)
+    with pytest.raises(InvalidInputError, match=r"lm_head\.weight \(by 0\.5 of its norm\).*--ignore-rest"):
+        extracted(tied, changed, tmp_path / "b")
+    (head,) = extracted(tied, changed, tmp_path / "b", ignore_rest=True).rest
+    assert head.name == "lm_head.weight"
+    (head,) = extracted(untied, copied(untied, "tied", tie=True), tmp_path / "c", ignore_rest=True).rest
+    assert head.name == "lm_head.weight"
+
+
 def test_nothing_is_written_over(
     tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path], tmp_path: Path
 ) -> None:

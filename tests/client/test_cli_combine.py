@@ -99,6 +99,10 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(
     random_adapter("prefix", tiny_base().stored.spec, 3).write(tmp_path / "p", tiny_base().stored.spec, "p")
     mixed = run("combine", tmp_path / "a", tmp_path / "p", "-o", tmp_path / "both", status=1)
     assert "is of kind prefix" in mixed.stderr
+    assert mixed.stderr.endswith(": leave it out\n")
+    random_adapter("dora", tiny_base().stored.spec, 3).write(tmp_path / "d", tiny_base().stored.spec, "d")
+    worn = run("combine", tmp_path / "a", tmp_path / "d", "-o", tmp_path / "both", status=1)
+    assert worn.stderr.endswith("a request can wear these parts together as they are: `weft generate a+b*0.5`\n")
     other = tiny_base("llama", num_hidden_layers=3).stored.spec
     random_adapter("lora", other, 4).write(tmp_path / "o", other, "o")
     assert "was made for the base" in run("combine", tmp_path / "a", tmp_path / "o", *common[3:], status=1).stderr

@@ -52,6 +52,19 @@ def test_people_read_the_error_and_the_ranks(
     assert "% of the difference" in output
 
 
+def test_a_model_of_another_family_is_warned_of(
+    run: Run, tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    common = ("extract", tiny_source(seed=1), "--base", tiny_base().name, "-q", "-o")
+    refused = run(*common, tmp_path / "lora", "--from", tiny_source(seed=1), status=1).stderr
+    assert "give the model that the base was quantized from" in refused
+    answer = run(*common, tmp_path / "lora", "--ignore-rest")
+    assert "next to nothing in common with the base" in answer.stderr
+    assert "the base alone: 14" in answer.stdout
+    own = run("extract", tiny_source(), "-o", tmp_path / "own", "--base", tiny_base().name, "-q")
+    assert own.stderr == ""
+
+
 def test_what_contradicts_itself_is_wrong_usage(
     run: Run, tiny_base: Callable[..., AddedBase], tiny_source: Callable[..., Path], tmp_path: Path
 ) -> None:

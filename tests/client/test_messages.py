@@ -51,6 +51,20 @@ def test_every_option_reaches_its_field() -> None:
     assert request.logprobs == 2
 
 
+def test_adapters_worn_together_are_one_string_or_a_list() -> None:
+    def worn(adapter: wire.Worn) -> tuple[str, list[tuple[str, float]]]:
+        request = wire.generate_request("x", adapter, None, None, {})
+        return request.adapter_id, [(part.adapter_id, part.weight) for part in request.adapters]
+
+    assert worn("acme/la:v1 + acme/lb*0.5") == worn(["acme/la:v1", ("acme/lb", 0.5)])
+    assert worn("acme/la*2") == ("", [("acme/la", 2.0)])
+    assert worn("acme/la") == ("acme/la", [])
+    assert worn("") == ("", [])
+    for text, says in (("acme/la+", "on both sides"), ("acme/la*much", "comes a number"), ("acme/la*nan", "finite")):
+        with pytest.raises(InvalidInputError, match=says):
+            worn(text)
+
+
 def test_one_stop_string_is_not_taken_for_its_letters() -> None:
     assert list(wire.generate_request("x", "", None, None, {"stop": "END"}).stopping.stop_sequences) == ["END"]
 

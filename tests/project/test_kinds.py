@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from benchmarks.subjects import random_adapter
+from tests.tiny_models import AddedBase
+from weft_adapters.int4 import Int4Weight
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Kind
 from weft_client.cli.app import app
@@ -38,6 +43,22 @@ def test_what_is_said_of_a_kind_is_what_it_does(kind: str) -> None:
     assert facts.vllm == (kind in SERVED)
     acts = {site for site, hooks in HOOKS.items() if any(overrides(computed, hook) for hook in hooks)}
     assert acts == {facts.site}
+
+
+@pytest.mark.parametrize("kind", [kind for kind, facts in FACTS.items() if facts.merges])
+def test_a_kind_merges_into_what_is_said(kind: str, tiny_base: Callable[..., AddedBase]) -> None:
+    stored, says = tiny_base().stored, FACTS[kind].merges
+    adapter = random_adapter(kind, stored.spec, 1, strength=0.1).bound(torch.float32, stored)
+    exact: set[str] = set()
+    dense: set[str] = set()
+    for module in stored.spec.linears:
+        merged = KINDS[kind].overlay(module, stored.int4(module), adapter)
+        if merged is not None:
+            (exact if isinstance(merged, Int4Weight) else dense).add(module.rpartition(".")[2])
+    assert bool(exact) == ("exactly" in says)
+    assert bool(dense) == ("dense" in says)
+    # Where it is the one here and the other there, the modules of the other are named.
+    assert not exact or dense == {leaf for leaf in dense | exact if leaf in says}
 
 
 def overrides(kind: Kind[object], hook: str) -> bool:

@@ -4,6 +4,7 @@ fusion's parts brought along or refused."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from weft_adapters.base import StoredBase
 from weft_adapters.kinds import KINDS
 from weft_adapters.kinds.kind import Adapter, MergeRefusedError
 from weft_registry.errors import ExhaustedError, PreconditionError, UnsupportedError
+from weft_server.reload import Reloader
 from weft_server.torch_engine.engine import TorchEngine
 from weft_server.torch_engine.merging import build_overlay
 from weft_server.vllm_engine.kinds import served
@@ -88,6 +90,19 @@ def test_rows_without_one_keep_their_bits_beside_any_number_of_them(tiny_base: C
             assert torch.equal(before.logits_SV, after.logits_SV)
 
 
+@pytest.mark.parametrize("decoder", ["torch", "native"])
+def test_numbers_too_large_to_square_are_no_answer(decoder: str, tiny_base: Callable[..., AddedBase]) -> None:
+    base = tiny_base().stored
+    large = random_adapter("bottleneck", base.spec, 1)
+    # Every number is finite; the last norm would make zeros of them, and all tokens equally likely.
+    large = replace(large, params=replace(large.params, scaling=1e30))
+    tracer = Tracer(base, decoder=native.decoder(base) if decoder == "native" else None)
+    dtype = torch.bfloat16 if decoder == "native" else torch.float32
+    alone, beside = answers(tracer, [large.bound(dtype), None])
+    assert bool(alone.isnan().all())
+    assert bool(beside.isfinite().all())
+
+
 @pytest.mark.parametrize("kind", ["bottleneck", "fusion"])
 def test_merging_is_refused_with_the_reason(kind: str, tiny_base: Callable[..., AddedBase]) -> None:
     stored = tiny_base().stored
@@ -132,3 +147,20 @@ async def test_a_fusion_whose_part_was_yanked_is_refused_by_name_before_anything
         await held.lease("test/fused")
     assert registry.blobs_read == 0
     (await held.lease(str(parts[0]))).release()
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_fusion_whose_part_is_yanked_while_it_is_served_is_refused_from_the_next_look_on(
+    engine: TorchEngine, registry: Counting, tiny_base: Callable[..., AddedBase], tmp_path: Path, *, told: bool
+) -> None:
+    _, parts = registries.publish_fusion(registry, tiny_base().stored.spec, tmp_path / "made")
+    held, resolver = registries.residency(engine, registry, tmp_path, follow=True)
+    reloader = Reloader(resolver, held, 5.0)
+    (await held.lease("test/fused")).release()
+    await reloader.check(told=told)
+    (await held.lease("test/fused")).release()
+    registry.yank(str(parts[1]), "leaked")
+    # Moves of aliases may all be told: this is none.
+    await reloader.check(told=told)
+    with pytest.raises(PreconditionError, match=r"test/part-1@.*yanked \(leaked\)"):
+        await held.lease("test/fused")

@@ -43,6 +43,8 @@ async def live(tiny_base: Callable[..., AddedBase], tmp_path: Path) -> AsyncIter
     overflowing(base).write(tmp_path / "it", base.stored.spec, REFERENCE)
     registry = EmbeddedRegistry(home)
     digest = push(registry, tmp_path / "it", AdapterName.parse(REFERENCE)).version.digest
+    random_adapter("bottleneck", base.stored.spec, 3).write(tmp_path / "net", base.stored.spec, "test/net")
+    push(registry, tmp_path / "net", AdapterName.parse("test/net"))
     registry.close()
     options = ServeOptions(base.name, port=0, dtype="float32", grace_s=0, home=home)
     async with running(options) as server, AsyncInferenceClient(server.address, timeout_s=60) as client:
@@ -97,6 +99,20 @@ async def test_it_stays_listed_and_refused_after_it_left_memory(live: Live) -> N
         await live.client.generate("fox", REFERENCE, max_new_tokens=8)
     assert await live.client.unload(REFERENCE) == 0
     assert (await live.client.resident()).adapters == ()
+
+
+@pytest.mark.parametrize(
+    "worn", ["test/lora*1e-36+test/overflowing", "test/lora*1e35", "test/net*1e30", "test/net+test/net*1e30"]
+)
+async def test_weights_that_make_numbers_not_finite_are_the_requests_own_fault(live: Live, worn: str) -> None:
+    for _ in range(2):
+        with pytest.raises(errors.InvalidInputError, match="smaller weights") as caught:
+            await live.client.generate("fox", worn, max_new_tokens=8)
+        assert caught.value.reason == "NOT_FINITE"
+        assert worn in caught.value.message
+    assert all(not resident.quarantined for resident in (await live.client.resident()).adapters)
+    for reference in ("test/lora", "test/net"):
+        assert (await live.client.generate("fox", reference, max_new_tokens=2, ignore_eos=True)).generated_tokens == 2
 
 
 def test_the_first_reason_stays() -> None:

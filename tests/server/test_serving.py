@@ -94,8 +94,17 @@ def test_adapters_worn_together_answer_as_their_sum(client: InferenceClient, ser
 
 
 BAD_COMPOSITIONS: dict[str, tuple[Worn, type[errors.WeftError], str]] = {
-    "prefix in a sum": (["test/lora", "test/prefix"], errors.UnsupportedError, r"^test/lora\+test/prefix: .*prefix"),
-    "prefix first": (["test/prefix", "test/lora"], errors.UnsupportedError, "kind prefix is worn alone"),
+    "prefix in a sum": (
+        ["test/lora", "test/prefix"],
+        errors.UnsupportedError,
+        r"^test/lora\+test/prefix: test/prefix is .*: leave",
+    ),
+    "prefix first": (
+        ["test/prefix", "test/lora"],
+        errors.UnsupportedError,
+        ": test/prefix is of kind prefix, which is worn alone",
+    ),
+    "prefix with a weight": ("test/prefix*0.5", errors.UnsupportedError, "test/prefix is of kind prefix, .* no weight"),
     "a part that is not there": (["test/lora", "test/lorra"], errors.NotFoundError, "test/lora"),
     "a weight that is none": ([("test/lora", float("nan"))], errors.InvalidInputError, r"adapters\[0\].weight"),
     "a weight that overflows": ([("test/lora", 1e39), "test/lora"], errors.InvalidInputError, "finite"),

@@ -40,7 +40,8 @@ class Bottleneck(Kind[BottleneckParams]):
         for part, weight in parts:
             if part.kind is not self:
                 raise UnsupportedError(
-                    f"an adapter of the kind {part.kind.name} cannot stand in a stack of {self.name} adapters",
+                    f"{part.digest} is of kind {part.kind.name}, which cannot stand in a stack of {self.name} adapters"
+                    ": leave it out, or wear it in a request of its own",
                     reason="NOT_COMPOSABLE",
                 )
             for one in part.parts or (part,):

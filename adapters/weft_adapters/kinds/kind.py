@@ -217,8 +217,8 @@ class Kind(ABC, Generic[ParamsT]):
         """One adapter that does what `parts`, the first of this kind, do together, each with its weight, under an
         identity that says which they are. Raises `UnsupportedError` where there is no such thing."""
         raise UnsupportedError(
-            f"an adapter of kind {self.name} is worn alone, and with no weight; lora, qalora and dora adapters can be "
-            "summed, and bottleneck adapters stacked",
+            f"{parts[0][0].digest} is of kind {self.name}, which is worn alone, and with no weight; lora, qalora and "
+            "dora adapters can be summed, and bottleneck adapters stacked",
             reason="NOT_COMPOSABLE",
         )
 

@@ -55,8 +55,8 @@ def extract(
 
     CHECKPOINT is a directory with config.json and safetensors, fine-tuned from the base. The difference of every linear
     module is truncated to a low rank; what that leaves out is printed, and stands in the manifest. Changed norms before
-    attention and MLP go into the linears after them; other changes are refused without --ignore-rest. Without --rank
-    and --energy, the rank is 16.
+    attention and MLP go into the linears after them; other changes (added tokens and a head of its own among them) are
+    refused without --ignore-rest. Without --rank and --energy, the rank is 16.
 
     The difference to the stored base includes what rounding to int4 changed, which the adapter then corrects as far as
     its rank goes. With --from, all of the rank goes to what the fine-tuning learned.
@@ -85,6 +85,12 @@ def extract(
         license=license_,
         report=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)),
     )
+    if found.unrelated:
+        click.echo(
+            f"warning: {checkpoint} has next to nothing in common with the base {base_name}, which is "
+            f"{found.base_error:.0%} of its size from it; was it fine-tuned from another model?",
+            err=True,
+        )
     if as_json:
         echo_json(
             {
@@ -95,6 +101,8 @@ def extract(
                 "ranks": list(found.ranks),
                 "error": found.error,
                 "served_error": found.served_error,
+                "base_error": found.base_error,
+                "unrelated": found.unrelated,
                 "folded_norms": list(found.folded),
                 "left_behind": [asdict(change) for change in found.rest],
             }
@@ -105,10 +113,10 @@ def extract(
         ("artifact", str(output)),
         ("modules", f"{len(found.ranks)}, rank {low}" + (f" to {high}" if high != low else "")),
         ("error", f"{found.error:.2%} of the difference"),
-        ("served", f"{found.served_error:.2%} from the fine-tuned weights"),
+        ("served", f"{found.served_error:.2%} from the fine-tuned weights; the base alone: {found.base_error:.2%}"),
     ]
     if found.folded:
         fields.append(("norms", f"{len(found.folded)} folded into the linears after them"))
     if found.rest:
-        fields.append(("left behind", ", ".join(f"{change.name} ({change.relative:.2%})" for change in found.rest)))
+        fields.append(("left behind", ", ".join(map(str, found.rest))))
     echo_fields(fields)

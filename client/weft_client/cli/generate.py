@@ -103,17 +103,13 @@ def generate(
         click.echo(_stats(completion), err=True)
 
 
-def _worn(reference: str) -> str | list[str | tuple[str, float]]:
+def _worn(reference: str) -> str:
     if reference == "-":
         return ""
     if not reference.strip():
         # What a shell makes of a variable that is not set must not be answered by the base in the adapter's place.
         raise click.UsageError('REFERENCE is empty: name an adapter, or "-" for the base model alone')
-    from weft_registry.composition import parse_parts
-
-    if "+" not in reference and "*" not in reference:
-        return reference
-    return [(part.reference, part.weight) for part in parse_parts(reference)]
+    return reference
 
 
 def _stats(completion: Completion) -> str:

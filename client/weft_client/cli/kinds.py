@@ -38,7 +38,9 @@ FACTS: Mapping[str, KindFacts] = {
     "lora": KindFacts("linear", ("lora", "qlora", "full", "partial", "galore"), "into a dense overlay", vllm=True),
     "dora": KindFacts("linear", ("dora",), "into a dense overlay"),
     "qalora": KindFacts("linear", ("qalora",), "exactly, into the int4 minima", vllm=True),
-    "ia3": KindFacts("linear", ("ia3",), "exactly, into the int4 scales; an input scale into a dense overlay"),
+    "ia3": KindFacts(
+        "linear", ("ia3",), "exactly, into the int4 scales; an input scale of o_proj into a dense overlay"
+    ),
     "prefix": KindFacts("attention", ("prefix", "p_tuning_v2"), "", _NO_WEIGHT, vllm=True),
     "prompt": KindFacts("embedding", ("prompt_tuning", "p_tuning"), "", _NO_WEIGHT, vllm=True),
     "bottleneck": KindFacts("sublayer", ("houlsby", "pfeiffer", "parallel"), "", _NOT_LINEAR),

@@ -123,8 +123,11 @@ class TorchDecoder:
             y_TE = self._linear(layer.mlp_out, F.silu(gate_TN) * up_TN, step, adapters, overlay)
             adapters.apply_sublayer(layer.mlp_end, h_TE, x_TE, y_TE, step.segments)
             x_TE = x_TE + y_TE
-        last_SE = self._rms_norm(x_TE[step.last_S], self._final_norm_E)
-        return Logits.of(self._head(last_SE).float())
+        last_SE = x_TE[step.last_S]
+        normed_SE = self._rms_norm(last_SE, self._final_norm_E)
+        # What is too large to square is normed to zeros, from which any token would be as likely as any other.
+        overflows_S1 = ~last_SE.float().square().mean(-1, keepdim=True).isfinite()
+        return Logits.of(self._head(normed_SE.masked_fill(overflows_S1, float("nan"))).float())
 
     def _linear(
         self, site: LinearSite, x_TK: Tensor, step: StepBatch, adapters: ActiveAdapters, overlay: Overlay | None

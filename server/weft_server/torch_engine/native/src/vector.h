@@ -49,14 +49,16 @@ static inline __m512 exp_lanes(__m512 x) {
     return _mm512_mask_mov_ps(_mm512_scalef_ps(p, n), tiny, _mm512_setzero_ps());
 }
 
-/* out = x / sqrt(mean(x^2) + epsilon) * weight over n numbers, n a multiple of 16. */
+/* out = x / sqrt(mean(x^2) + epsilon) * weight over n numbers, n a multiple of 16. NaN where x^2 overflows: zeros would
+   pass for an answer. */
 static inline float rms_factor(const float *x, int n, float epsilon) {
     __m512 squares = _mm512_setzero_ps();
     for (int k = 0; k < n; k += 16) {
         const __m512 v = _mm512_loadu_ps(x + k);
         squares = _mm512_fmadd_ps(v, v, squares);
     }
-    return 1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(squares) / n + epsilon);
+    const float mean = _mm512_reduce_add_ps(squares) / n;
+    return mean <= __FLT_MAX__ ? 1.0f / __builtin_sqrtf(mean + epsilon) : __builtin_nanf("");
 }
 
 static inline void normalize(const float *x, const uint16_t *weight, int n, float epsilon, float *out) {
