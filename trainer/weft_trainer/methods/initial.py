@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from weft_adapters.base.huggingface import read_linears
 from weft_adapters.base.load import StoredBase
-from weft_adapters.base.quantize import quantize
+from weft_adapters.base.original import lost
 from weft_registry.base import BaseSpec
 from weft_registry.errors import InvalidInputError
 from weft_registry.kinds.low_rank import MAX_RANK, LowRankParams
@@ -103,7 +103,7 @@ def starts(options: LoraOptions, stored: StoredBase, trained: LowRankParams) -> 
     elif options.init == "loftq":
         assert options.original is not None, "the options saw to it"
         for module, original_NK in _original_linears(stored.spec, options.original, trained.target_modules):
-            lost_NK = _lost(stored, module, original_NK, options.original)
+            lost_NK = lost(stored, module, original_NK, _named(module, options.original))
             yield module, Start(*_principal(lost_NK, trained.rank(module), trained.scaling(module)), subtracted=False)
 
 
@@ -121,7 +121,7 @@ def check_values(options: object, stored: StoredBase) -> None:
     if isinstance(options, LoraOptions) and options.original is not None:
         modules = targets.resolve(options, stored.spec).target_modules[:1]
         for module, original_NK in _original_linears(stored.spec, options.original, modules):
-            _lost(stored, module, original_NK, options.original)
+            lost(stored, module, original_NK, _named(module, options.original))
 
 
 def _original_linears(base: BaseSpec, path: Path, modules: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -156,31 +156,5 @@ def _orthogonal(weight_NK: Tensor, rank: int, scaling: float) -> tuple[Tensor, T
     return r_RK[:rank].contiguous(), q_NR[:, :rank].contiguous()
 
 
-def _lost(stored: StoredBase, module: str, original_NK: Tensor, path: Path) -> Tensor:
-    weight_NK = stored.int4(module).dequantize()
-    quant = stored.spec.fingerprint.quant
-    where = f"adapter.original: {module} in {path}"
-    original_NK = original_NK.float()
-    try:
-        nearest_NK = quantize(original_NK, quant.group_size, where, quant.bits).dequantize()
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{error.message}: give the model that the base was quantized from") from error
-    lost_NK = original_NK - weight_NK
-    lost, least, size = (float(tensor.norm()) for tensor in (lost_NK, original_NK - nearest_NK, original_NK))
-    # As far off are the weights of a model that has nothing to do with the base's, for nothing cancels.
-    unrelated = math.hypot(size, float(weight_NK.norm()))
-    # How much is lost depends on bits, group and weights: a twelfth at 4 bits, half or even all at 2. A calibrated base
-    # lost a tenth more than the nearest codes do, and another model is 1.7 to 17 times as far off: the border is midway
-    # between, as factors go.
-    if lost > math.sqrt(least * unrelated):
-        raise InvalidInputError(
-            f"{where} differs from the base's by {_share(lost, size)} of its size, where quantizing it to "
-            f"{quant.bits} bits in groups of {quant.group_size} loses {_share(least, size)}: give the model that the "
-            "base was quantized from"
-        )
-    return lost_NK
-
-
-def _share(part: float, whole: float) -> str:
-    # Of a weight of zeros, nothing is a share.
-    return f"{part / whole:.0%}" if whole else f"{part:.2g}"
+def _named(module: str, path: Path) -> str:
+    return f"adapter.original: {module} in {path}"
