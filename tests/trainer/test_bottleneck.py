@@ -20,11 +20,12 @@ from tests.tiny_models import AddedBase
 from tests.trainer.oracles import BATCH, LABELS
 from weft_adapters.kinds.kind import MergeRefusedError
 from weft_registry import artifact
-from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError
+from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from weft_registry.reference import AdapterName, Reference
 from weft_registry.transfer import open_registry, push
 from weft_trainer.config.adapter import BottleneckOptions, FusionOptions
 from weft_trainer.config.run import TrainConfig
+from weft_trainer.config.strict import ConfigError
 from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.evaluate import evaluate
 from weft_trainer.methods import METHODS, method_of_kind, over
@@ -180,7 +181,8 @@ def test_a_fusion_is_trained_over_published_parts_and_directories_and_leaves_the
         second = artifact.read(parts[1]).digest()
         assert manifest.adapter["parts"] == [f"acme/first@{published.version.digest}", f"acme/second@{second}"]
         assert manifest.adapter["layers"] == [2, 3]
-        with pytest.raises(NotFoundError, match="acme/second"):
+        unpushed = rf"adapter\.parts: acme/second@{second}: no adapter acme/second.*; push it first, for"
+        with pytest.raises(NotFoundError, match=unpushed):
             evaluate(directory, config.data.train, QuietReporter(), home=deep_base.home)
         with pytest.raises(NotFoundError, match="push it first"):
             push(registry, directory, AdapterName.parse("acme/fused"))
@@ -192,6 +194,8 @@ def test_a_fusion_is_trained_over_published_parts_and_directories_and_leaves_the
         registry.yank("acme/second:latest", "withdrawn")
         with pytest.raises(PreconditionError, match="yanked"):
             run(make_config(deep_base, "fusion", {"parts": [f"acme/second@{second}"]}), deep_base)
+        with pytest.raises(PreconditionError, match=r"it is yanked \(withdrawn\): no fusion goes without one of its"):
+            evaluate(directory, config.data.train, QuietReporter(), home=deep_base.home)
     finally:
         registry.close()
 
@@ -217,12 +221,62 @@ def test_a_part_that_is_yanked_or_of_another_base_is_refused_by_its_name_with_a_
             find_parts([f"parts/x={tmp_path}/none"], base, deep_base.home)
         registry.yank("parts/gone", "withdrawn")
         # However it is named, it is refused at once, and not after the advice of naming it another way.
-        for part in ("parts/gone", "parts/gone:v1", f"parts/gone@{digest}"):
+        # The directory would be refused when the whole is pushed.
+        for part in ("parts/gone", "parts/gone:v1", f"parts/gone@{digest}", f"parts/gone={directory}"):
             message = rf"adapter\.parts: {part}: it is yanked \(withdrawn\): .* choose another"
             with pytest.raises(PreconditionError, match=message) as caught:
                 find_parts([part], base, deep_base.home)
             assert (caught.value.reason, caught.value.metadata["digest"]) == ("YANKED", digest)
             assert "stays readable" not in caught.value.message
+        # Nobody has yanked it under another name.
+        assert find_parts([f"parts/other={directory}"], base, deep_base.home)
+
+
+def test_a_directory_is_a_part_where_no_registry_answers(
+    deep_base: AddedBase,
+    make_config: Callable[..., TrainConfig],
+    run: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory = run(make_config(deep_base, "pfeiffer", steps=1), deep_base)
+    monkeypatch.setattr("weft_trainer.methods.parts.open_registry", lambda home: Away())
+    assert find_parts([f"acme/part={directory}"], deep_base.stored.spec, deep_base.home)
+    with pytest.raises(UnavailableError, match=r"^adapter\.parts: acme/part: no registry at nowhere"):
+        find_parts(["acme/part"], deep_base.stored.spec, deep_base.home)
+
+
+class Away:
+    """A registry that does not answer."""
+
+    def resolve(self, reference: str) -> object:
+        raise UnavailableError("no registry at nowhere")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_fusion_and_a_lora_are_no_parts(
+    deep_base: AddedBase, make_config: Callable[..., TrainConfig], run: Callable[..., Path], tmp_path: Path
+) -> None:
+    part = run(make_config(deep_base, "pfeiffer", {"layers": "top:2"}, steps=1), deep_base).rename(tmp_path / "part")
+    lora = run(make_config(deep_base, "lora", {"r": 4}, steps=1), deep_base).rename(tmp_path / "lora")
+    with closing(open_registry(deep_base.home)) as registry:
+        push(registry, part, AdapterName("acme", "part"))
+        fusion = run(make_config(deep_base, "fusion", {"parts": ["acme/part"]}, steps=1), deep_base)
+        push(registry, fusion, AdapterName("acme", "fusion"))
+        push(registry, lora, AdapterName("acme", "lora"))
+    for kind, named in (
+        ("fusion", "acme/fusion"),
+        ("fusion", f"acme/x={fusion}"),
+        ("lora", "acme/lora"),
+        ("lora", f"acme/x={lora}"),
+    ):
+        says = (
+            rf"^adapter\.parts: {named}: it is an adapter of the kind {kind}: a fusion is made over bottleneck adapters"
+        )
+        with pytest.raises(InvalidInputError, match=says) as caught:
+            find_parts(["acme/part", named], deep_base.stored.spec, deep_base.home)
+        assert caught.value.reason == "PART_REFUSED"
 
 
 def test_the_value_matrices_are_drawn_to_the_identity_once_a_step(hub_base: AddedBase) -> None:
@@ -252,7 +306,8 @@ def test_parts_that_do_not_stand_alike_are_refused_by_name(hub_base: AddedBase) 
         )
         for name in ("pfeiffer", "houlsby")
     ]
-    with pytest.raises(InvalidInputError, match=r"hub/houlsby@.*reads"):
+    says = r"^adapter\.parts: hub/houlsby@.*: its reads are output.*; leave it out, or train it as hub/pfeiffer is$"
+    with pytest.raises(ConfigError, match=says):
         attach(hub_base, "fusion", FusionOptions(parts=()), parts)
 
 

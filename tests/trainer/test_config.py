@@ -386,6 +386,33 @@ def test_settings_that_say_what_is_so_are_taken(file: Path, overrides: list[str]
     assert configs.load(tmp_path / "printed.yaml") == config
 
 
+def test_a_directory_is_no_yaml_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=rf"^{tmp_path}: cannot be read: Is a directory; give a YAML file$"):
+        configs.load(tmp_path)
+
+
+def test_an_override_takes_a_key_of_the_file_back_with_null(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    prefix = "adapter: {prefix_projection: true, encoder_hidden_size: 64}\n"
+    path.write_text(MINIMAL.replace("lora", "prefix") + prefix)
+    words = 'adapter.init_text="Name it."'
+    says = (
+        r"run\.yaml:5:36: adapter\.encoder_hidden_size: without effect.* \(on the command line adapter\.encoder_hidden"
+    )
+    with pytest.raises(InvalidInputError, match=rf"{says}_size=null takes it back\)$"):
+        configs.load(path, ["adapter.prefix_projection=false", words])
+    # Even what has a default that is not null.
+    taken_back = ["adapter.prefix_projection=null", "adapter.encoder_hidden_size=null"]
+    assert configs.load(path, [*taken_back, words]).adapter == PrefixOptions(init_text="Name it.")
+    with pytest.raises(InvalidInputError, match=r"^override base=null: base: missing$"):
+        configs.load(path, ["base=null"])
+    # Without overrides the file is what is edited, and one override does not take back another.
+    path.write_text(MINIMAL.replace("lora", "prefix") + prefix.replace("true", "false"))
+    for overrides in ([], [*taken_back, "adapter.encoder_hidden_size=4"]):
+        with pytest.raises(InvalidInputError, match=r"adapter\.encoder_hidden_size: .*give that too, or leave it out$"):
+            configs.load(path, overrides)
+
+
 def test_steps_and_epochs_together_are_refused_with_the_line_and_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL + "training:\n  steps: 30\n  epochs: 2\n")

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import BATCH, LABELS, dense_model
+from tests.trainer.prompts import save_prompt
 from weft_registry import artifact
 from weft_registry import digest as digests
-from weft_registry.errors import InvalidInputError, NotFoundError
+from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
 from weft_trainer.config import run as configs
 from weft_trainer.config.adapter import LoraOptions
 from weft_trainer.config.objective import DistillOptions
+from weft_trainer.config.strict import ConfigError
 from weft_trainer.data.batches import PackedBatches, TokenBatches
 from weft_trainer.data.dataset import Example
 from weft_trainer.methods import METHODS
@@ -265,14 +268,49 @@ def test_a_teacher_that_cannot_teach_is_refused_by_name(
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
     refused(deep_base.name, "is the student's own base")
-    refused("nobody", "nobody", NotFoundError)
-    refused(f"{large_base.name}+{tmp_path / 'nothing'}", "no artifact directory", NotFoundError)
+    refused("nobody", r"^objective\.teacher: no base model 'nobody'", NotFoundError)
+    nothing = tmp_path / "nothing"
+    refused(f"{large_base.name}+{nothing}", rf"^objective\.teacher: no artifact directory at {nothing}", NotFoundError)
+    refused(f"{large_base.name}+{config.output}", r"^objective\.teacher: no artifact directory", NotFoundError)
     refused(large_base.name, r"objective\.top_k: 512, but the vocabulary has 512", top_k=512)
     wide = tiny_base("llama", vocab_size=544)
     refused(wide.name, "has 544 logits")
     real = digests.of_file
     monkeypatch.setattr(digests, "of_file", lambda path: "sha256:other" if large_base.name in str(path) else real(path))
     refused(large_base.name, f"{large_base.name} has another tokenizer than {deep_base.name}")
+
+
+def test_a_teacher_that_cannot_wear_its_adapter_is_refused_before_the_data_is_read(
+    deep_base: AddedBase, large_base: AddedBase, make_config: Make, run: Run, tmp_path: Path
+) -> None:
+    worn = save_prompt(deep_base, tmp_path / "wide", room=9)
+    config = make_config(deep_base, "lora", {"r": 4}, steps=1)
+    unread = replace(config, data=replace(config.data, train=tmp_path / "none.jsonl"))
+
+    def refused(config: configs.TrainConfig, base: AddedBase, says: str, **options: Any) -> str:
+        with pytest.raises(WeftError, match=says) as caught:
+            run(distilling(config, f"{base.name}+{worn}", **options), deep_base)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == caught.value.message
+        return caught.value.message
+
+    refused(unread, large_base, rf"^objective\.teacher: {worn} was made for .*: write its own base before the \+$")
+    refused(unread, deep_base, r"^objective\.merged: a soft prompt cannot be merged: .*; leave it out$", merged=True)
+    refused(unread, deep_base, r"none\.jsonl")
+    # What it has not room for only the data tells.
+    context = deep_base.stored.spec.context_length
+    longest = r"^objective\.teacher: the longest example has \d+ tokens, and the context of "
+    room = f"{deep_base.name}\\+{worn} holds 9 after {context - 9} virtual tokens; set data.max_length to 9, or take a "
+    refused(config, deep_base, longest + room)
+
+
+def test_a_teacher_with_a_short_context_is_refused_by_the_longest_example(
+    deep_base: AddedBase, tiny_base: Callable[..., AddedBase], make_config: Make, run: Run
+) -> None:
+    short = tiny_base("llama", max_position_embeddings=16)
+    config = distilling(make_config(deep_base, "lora", {"r": 4}, steps=1), short.name)
+    with pytest.raises(ConfigError, match=rf"and the context of {short.name} holds 16; set data.max_length to 16, or"):
+        run(config, deep_base)
+    assert run(replace(config, data=replace(config.data, max_length=16)), deep_base)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +42,9 @@ def test_a_recipe_runs_as_it_is(
     if recipe.stem == "qalora":
         # The tiny base's inputs are two groups.
         overrides.append("adapter.r=2")
+    if recipe.stem == "galore":
+        # Its sides are 64 at most.
+        overrides.append("adapter.rank=16")
     if recipe.stem == "loftq":
         overrides.append(f"adapter.original={tiny_source()}")
     if recipe.stem == "distill":
@@ -49,6 +54,26 @@ def test_a_recipe_runs_as_it_is(
     assert manifest.kind == METHODS[config.method].kind
     # Those that train whole weights have the scores from before the extraction besides.
     assert {metric.name for metric in manifest.metrics} >= {"loss", "exact_match", "examples"}
+
+
+def commands() -> list[list[str]]:
+    """The words of every `weft train` in the recipes' headers, a command that a backslash continues as one."""
+    found = []
+    for recipe in RECIPES:
+        said = re.sub(r" \\\n#\s*", " ", recipe.read_text())
+        found += [shlex.split(words) for words in re.findall(r"^#.*?weft train (.*)$", said, re.MULTILINE)]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_a_command_of_a_recipe_is_one_that_is_understood(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe, *overrides = command
+    assert configs.load(Path(recipe), overrides)
+
+
+def test_every_recipe_says_how_it_is_trained() -> None:
+    assert {Path(command[0]).name for command in commands()} == {recipe.name for recipe in RECIPES}
 
 
 def trained_part(base: AddedBase, recipe: str, output: Path, seed: int = 0) -> Path:

@@ -121,7 +121,8 @@ def test_rank_and_energy_exclude_each_other(deep_base: AddedBase, make_config: M
 def test_full_training_makes_a_lora_that_the_registry_accepts_with_both_scores(
     deep_base: AddedBase, make_config: MakeConfig, run: Run, method: str
 ) -> None:
-    config = make_config(deep_base, method, {"extract": {"rank": 2}}, steps=30, learning_rate=3e-3)
+    options: dict[str, Any] = {"rank": 16} if method == "galore" else {}
+    config = make_config(deep_base, method, {**options, "extract": {"rank": 2}}, steps=30, learning_rate=3e-3)
     directory = run(config, deep_base)
     stored = (directory / artifacts.MANIFEST).read_bytes()
     manifest = validate(stored, lambda entry: (directory / entry.path).open("rb"), deep_base.stored.spec)
@@ -224,6 +225,6 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
 
 
 def test_galore_takes_no_other_optimizer(deep_base: AddedBase, make_config: MakeConfig, run: Run) -> None:
-    config = make_config(deep_base, "galore", optimizer="sgd")
+    config = make_config(deep_base, "galore", {"rank": 16}, optimizer="sgd")
     with pytest.raises(InvalidInputError, match="galore has its own"):
         run(config, deep_base)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.tiny_models import AddedBase
+from weft_trainer.config.adapter import GaLoreOptions
+from weft_trainer.config.strict import ConfigError
+from weft_trainer.methods import METHODS
 from weft_trainer.methods.galore_optimizer import GaLoreAdamW, projection
 
 RATE, DECAY, SCALE, GAP, RANK = 0.01, 0.1, 0.5, 3, 4
 
 
-def reference(weight: np.ndarray, grads: list[np.ndarray]) -> np.ndarray:
-    """Algorithm 2 of the paper, with the singular vectors of the whole decomposition."""
+def reference(weight: np.ndarray, grads: list[np.ndarray], bases: list[np.ndarray]) -> np.ndarray:
+    """Algorithm 2 of the paper. `bases` are the optimizer's own, one a step: of those that span the space of the first
+    singular vectors it may have any, and its moments go on in the next one whichever that is."""
     m, v = np.zeros(1), np.zeros(1)
-    basis = np.empty(0)
     left = weight.shape[0] < weight.shape[1]
     for t, grad in enumerate(grads):
+        basis = bases[t // GAP * GAP]
         if t % GAP == 0:
             u, _, vh = np.linalg.svd(grad, full_matrices=False)
-            basis = u[:, :RANK] if left else vh[:RANK].T
+            wanted = u[:, :RANK] if left else vh[:RANK].T
+            np.testing.assert_allclose(basis @ basis.T, wanted @ wanted.T, atol=1e-5)
         low = basis.T @ grad if left else grad @ basis
         m, v = 0.9 * m + 0.1 * low, 0.999 * v + 0.001 * low**2
         update = (m / (1 - 0.9 ** (t + 1))) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
@@ -37,13 +44,13 @@ def test_the_steps_are_the_papers(shape: tuple[int, int]) -> None:
     optimizer = GaLoreAdamW(
         [{"params": [weight], "rank": RANK, "update_proj_gap": GAP, "scale": SCALE}], lr=RATE, weight_decay=DECAY
     )
-    # As long as one space is in use: the sign of a singular vector is free, and moments of one choice do not fit the
-    # signs of another.
-    grads = [torch.randn(shape) for _ in range(GAP)]
+    grads = [torch.randn(shape) for _ in range(3 * GAP)]
+    bases = []
     for grad in grads:
         weight.grad = grad
         optimizer.step()
-    wanted = reference(start, [grad.numpy().astype(np.float64) for grad in grads])
+        bases.append(optimizer.state[weight]["projection"].numpy().astype(np.float64))
+    wanted = reference(start, [grad.numpy().astype(np.float64) for grad in grads], bases)
     np.testing.assert_allclose(weight.detach().numpy(), wanted, atol=1e-5)
 
 
@@ -93,6 +100,27 @@ def test_the_state_is_small_and_is_saved_without_pickles() -> None:
         parameter.grad = torch.ones(64, 256)
         step.step()
     assert torch.equal(weight, again)
+
+
+def test_a_rank_at_which_nothing_is_projected_is_refused_with_the_largest_that_is_of_use(
+    deep_base: AddedBase,
+) -> None:
+    spec = deep_base.stored.spec
+    # Keys and values have 32 outputs, everything else 64 or more on both sides.
+    assert {min(shape) for shape in spec.linears.values()} == {32, 64}
+
+    def params(rank: int, *unfreeze: str) -> object:
+        encoder: Any = None
+        return METHODS["galore"].params(GaLoreOptions(rank=rank, unfreeze=unfreeze), spec, encoder)
+
+    assert params(63)
+    assert params(31, "*.k_proj")
+    with pytest.raises(ConfigError, match=r"^adapter\.rank: 64, .* lower it to at most 63, or take method: full"):
+        params(64)
+    with pytest.raises(ConfigError, match=r"^adapter\.rank: 32, .* at most 31, or take method: full"):
+        params(32, "*.k_proj", "*norm")
+    with pytest.raises(ConfigError, match=r"^adapter\.rank: 4, .* projected; take method: full"):
+        params(4, "*norm")
 
 
 def test_the_projection_is_orthonormal() -> None:

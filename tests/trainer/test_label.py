@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import dense_model
+from tests.trainer.prompts import save_prompt
+from tests.trainer.reporters import Heard
 from weft_client.cli.app import app
 from weft_registry.errors import AlreadyExistsError, InvalidInputError
 from weft_trainer import label as labelling
@@ -108,12 +110,45 @@ def test_a_question_longer_than_the_context_is_left_out_and_counted(judge: Added
     assert pairs[0]["prompt"] == ROWS[0]["prompt"]
 
 
+def test_what_a_judge_wears_takes_its_share_of_the_context(judge: AddedBase, data: Path, tmp_path: Path) -> None:
+    worn = save_prompt(judge, tmp_path / "wide", room=20)
+    short = {"prompt": "?", "response_a": "a", "response_b": "b"}
+    write(data, [{**short, "prompt": "why " * 20}, short])
+    assert labelled(data, judge)[0].too_long == 0
+    found, pairs = labelled(data, judge, artifact=worn, template=JudgeTemplate(prompt="{prompt}{first}{second}:"))
+    assert found.too_long == 1
+    assert [pair["prompt"] for pair in pairs] == ["?"]
+
+
 def test_conversations_stay_conversations(judge: AddedBase, data: Path) -> None:
     turns = [{"role": "user", "content": "Which?"}]
     answers = [[{"role": "assistant", "content": text}] for text in ("oil", "film")]
     _, pairs = labelled(write(data, [{"prompt": turns, "response_a": answers[0], "response_b": answers[1]}]), judge)
     assert pairs[0]["prompt"] == turns
     assert sorted((pairs[0]["chosen"], pairs[0]["rejected"]), key=str) == sorted(answers, key=str)
+
+
+def test_keys_that_are_not_used_are_reported_and_those_that_say_more_are_refused(
+    judge: AddedBase, data: Path, tmp_path: Path
+) -> None:
+    asked = {"role": "user", "content": "What is it?", "name": "ann", "weight": None}
+    row = {
+        "prompt": [asked],
+        "response_a": [{"role": "assistant", "content": "A film.", "weight": None}],
+        "response_b": [{"role": "assistant", "content": "Oil."}],
+        "id": 7,
+        "source": None,
+    }
+    heard = Heard()
+    output = tmp_path / "pairs.jsonl"
+    labelling.label(write(data, [row, ROWS[0]]), output, heard, base=judge.name, template=SHORT, home=judge.home)
+    assert "keys not used: id (1 times), messages[].name (1 times)" in heard.messages
+    written = json.loads(output.read_text().splitlines()[0])
+    assert written["prompt"] == [{"role": "user", "content": "What is it?"}]
+    assert {turn["content"] for side in ("chosen", "rejected") for turn in written[side]} == {"A film.", "Oil."}
+    call = {**row, "prompt": [{**asked, "tool_calls": [{"id": "a"}]}]}
+    with pytest.raises(InvalidInputError, match=r"responses\.jsonl:1: messages: tool_calls: of a turn only content is"):
+        labelled(write(data, [call]), judge)
 
 
 def test_what_is_written_is_what_preference_tuning_reads(judge: AddedBase, data: Path) -> None:

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from tests.tiny_models import AddedBase
+from tests.trainer.prompts import save_prompt
+from tests.trainer.reporters import Heard
 from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
 from weft_trainer.config.data import DatasetConfig
 from weft_trainer.config.run import TrainConfig
+from weft_trainer.evaluate import evaluate
 from weft_trainer.progress import QuietReporter
 from weft_trainer.setup import set_up
 
@@ -92,6 +95,40 @@ def test_an_example_beyond_the_context_is_refused_and_virtual_tokens_count(
     message = rf"data\.max_length: .* virtual tokens; set it to .*, or adapter\.num_virtual_tokens to at most {room}$"
     with pytest.raises(InvalidInputError, match=message):
         longest(room + 1)
+
+
+def test_scoring_an_adapter_reads_no_more_than_a_server_would(deep_base: AddedBase, tmp_path: Path) -> None:
+    context = deep_base.stored.spec.context_length
+    wide = save_prompt(deep_base, tmp_path / "wide", room=60)
+    data = tmp_path / "held-out.jsonl"
+
+    def score(prompt: str, completion: str, directory: Path | None = wide, **options: Any) -> list[str]:
+        data.write_text(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+        heard = Heard()
+        evaluate(directory, data, heard, base=deep_base.name, dtype=torch.float32, home=deep_base.home, **options)
+        return heard.messages
+
+    assert "lost the start" not in score("Short.", " a")[0]
+    holds = f"what the base's context holds after {context - 60} virtual tokens (60"
+    assert f"1 over {holds}) lost the start of their prompt: line 1" in score("word " * 30, " a")[0]
+    assert "lost the start" not in score("word " * 30, " a", None)[0]
+    assert "1 over max_length (9) lost the start" in score("word " * 20, " a", max_length=9)[0]
+    with pytest.raises(InvalidInputError) as caught:
+        score("a", " word" * 80)
+    assert caught.value.message == (
+        f"{data}: every completion is over {holds} tokens); shorten the answers, or take a base with a longer "
+        "context, or an adapter with fewer virtual tokens"
+    )
+    with pytest.raises(InvalidInputError, match=rf"over what the base's context holds \({context} tokens\); shorten"):
+        score("a", " word" * (context + 1), None)
+
+
+def test_an_adapter_that_leaves_no_room_for_an_example_is_not_scored(deep_base: AddedBase, tmp_path: Path) -> None:
+    directory = save_prompt(deep_base, tmp_path / "wide", room=1)
+    data = tmp_path / "text.jsonl"
+    data.write_text('{"text": "a b c"}\n')
+    with pytest.raises(InvalidInputError, match=r"^adapter 'wide': the context of this base holds 1 tokens after"):
+        evaluate(directory, data, QuietReporter(), home=deep_base.home)
 
 
 @pytest.mark.parametrize(("said", "fastest"), [("auto", "bfloat16"), ("auto", "float32"), ("bfloat16", "float32")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -163,10 +164,51 @@ def test_what_a_start_was_stacked_on_is_not_looked_up_where_the_run_says_what_it
         registry.yank(german, "withdrawn")
     start = find_start(str(first), tmp_path / "out", deep_base.home)
     method = METHODS["pfeiffer"]
-    with pytest.raises(PreconditionError, match=rf"start: {first}: stack_on: {german}: it is yanked"):
+    says = rf"start: {first}: stack_on: {german}: it is yanked \(withdrawn\): .* say in adapter\.stack_on what"
+    with pytest.raises(PreconditionError, match=says):
         start.read(method, deep_base.stored)
     adapter, parts = start.read(method, deep_base.stored, stack_on=())
     assert (adapter.digest, list(parts)) == (artifact.read(first).digest(), [])
+
+
+def test_what_a_part_was_itself_trained_on_is_asked_for_below_it(
+    deep_base: AddedBase, make_config: MakeConfig, run: Run, language: Callable[[str, int], str], tmp_path: Path
+) -> None:
+    german, dutch = language("german", 1), language("dutch", 2)
+    first = run(make_config(deep_base, "pfeiffer", {**TASK, "stack_on": [german]}, steps=1), deep_base)
+    upper = f"acme/upper={first.rename(tmp_path / 'upper')}"
+    flat = run(make_config(deep_base, "pfeiffer", TASK, steps=1), deep_base).rename(tmp_path / "flat")
+    named = rf"acme/upper@sha256:\w+ was trained on {german}: "
+
+    def said(method: str, adapter: dict[str, Any]) -> list[str]:
+        heard = Heard()
+        runs.train(make_config(deep_base, method, adapter, steps=1), heard, deep_base.home)
+        return [message for message in heard.messages if " was trained on " in message]
+
+    assert said("pfeiffer", {"stack_on": [german, upper]}) == []
+    for below in ([], [dutch]):
+        (message,) = said("pfeiffer", {"stack_on": [*below, upper]})
+        assert re.fullmatch(f"{named}name that before it, unless it is to lie on another", message)
+    # Above it is not below it.
+    assert len(said("pfeiffer", {"stack_on": [upper, german]})) == 1
+    (message,) = said("fusion", {"parts": [f"acme/flat={flat}", upper]})
+    assert re.fullmatch(f"{named}in a fusion nothing lies below it, and it reads what it was not trained on", message)
+
+
+def test_scoring_a_stack_on_a_yanked_adapter_says_how_to_score_it_on_another(
+    deep_base: AddedBase, make_config: MakeConfig, run: Run, language: Callable[[str, int], str]
+) -> None:
+    german = language("german", 1)
+    config = make_config(deep_base, "pfeiffer", {**TASK, "stack_on": [german]}, steps=1)
+    directory = run(config, deep_base)
+    with closing(open_registry(deep_base.home)) as registry:
+        registry.yank(german, "withdrawn")
+    says = rf"^stack_on: {german}: it is yanked \(withdrawn\): say with --stack-on what else lies below"
+    with pytest.raises(PreconditionError, match=says):
+        loss(directory, config, deep_base.home)
+    assert loss(directory, config, deep_base.home, []) > 0
+    with pytest.raises(PreconditionError, match="choose another adapter than the one that lies on it"):
+        wear(deep_base.stored, directory, torch.float32, deep_base.home)
 
 
 def test_a_run_resumes_only_on_what_it_was_stacked_on(
@@ -198,7 +240,8 @@ def test_what_cannot_lie_below_is_refused_by_name(
         with pytest.raises(kind, match=says):
             run(make_config(deep_base, "pfeiffer", {"stack_on": stack_on}), deep_base)
 
-    refused([f"acme/lora={lora}"], r"adapter\.stack_on: acme/lora@.* is of the kind lora; only bottleneck adapters")
+    kind = "it is an adapter of the kind lora: only bottleneck adapters are stacked"
+    refused([f"acme/lora={lora}"], rf"adapter\.stack_on: acme/lora={lora}: {kind}")
     with closing(open_registry(deep_base.home)) as registry:
         registry.yank(german, "withdrawn")
     refused([german], r"adapter\.stack_on: acme/german@.*: it is yanked \(withdrawn\)", PreconditionError)

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.tiny_models import AddedBase
 from tests.trainer.reporters import Heard
 from tests.trainer.results import resumed, weights
+from weft_client.cli.app import app
 from weft_registry import artifact
 from weft_registry.errors import InvalidInputError, NotFoundError, PreconditionError
 from weft_registry.reference import AdapterName
@@ -141,8 +143,44 @@ def test_a_fusion_goes_on_where_it_was(
         other = make_config(deep_base, "fusion", {"parts": parts[:1]}, **BARELY)
         with pytest.raises(InvalidInputError, match=r"start: .* parts: it has acme/two@sha256:\w+, which are not here"):
             run(starting_at(first, other), deep_base)
-        with pytest.raises(InvalidInputError, match=r"adapter\.parts: missing"):
-            starting_at(first, config, adapter=None)
+        # Its manifest names the parts, which are the new one's too, by digest.
+        left_out = starting_at(first, config, adapter=None)
+        assert left_out.adapter is None
+        heard = Heard()
+        directory = runs.train(left_out, heard, deep_base.home)
+        assert_close(weights(directory), weights(first), 1e-7)
+        assert artifact.read(directory).adapter == artifact.read(first).adapter
+        assert f"over {', '.join(parts)}" in heard.messages
+        longer = starting_at(first, make_config(deep_base, "fusion", {"parts": parts}, save_every=3), adapter=None)
+        whole = weights(run(longer, deep_base))
+        for path in (longer.checkpoints / "checkpoint-6").iterdir():
+            path.unlink()
+        again = weights(run(resumed(longer), deep_base))
+        assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+        push(registry, longer.output, AdapterName("acme", "again"))
+        registry.yank(parts[1], "withdrawn")
+        with pytest.raises(PreconditionError, match=rf"^start: {first}: adapter\.parts: {parts[1]}: it is yanked"):
+            run(left_out, deep_base)
+
+
+def test_a_fusions_parts_are_its_starts_and_looked_up_before_it_is_trained_to_be_published(
+    deep_base: AddedBase,
+    make_config: MakeConfig,
+    elsewhere: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WEFT_HOME", str(deep_base.home.root))
+    part = elsewhere(make_config(deep_base, "pfeiffer", {"layers": "top:2"}, steps=1), deep_base, "part")
+    digest = artifact.read(part).digest()
+    parts = {"parts": [f"acme/unpushed={part}"]}
+    first = elsewhere(make_config(deep_base, "fusion", parts, steps=1), deep_base)
+    config = tmp_path / "run.yaml"
+    config.write_text(starting_at(first, make_config(deep_base, "fusion", parts), adapter=None).as_yaml())
+    monkeypatch.setattr("weft_trainer.api.train_from_file", lambda *_: pytest.fail("training began"))
+    done = CliRunner().invoke(app, ["train", str(config), "--publish", "acme/fused", "-q"])
+    assert done.exit_code == 1
+    assert f"adapter.parts: acme/unpushed@{digest}, a part of acme/fused, is not in this registry: push" in done.stderr
 
 
 def test_a_published_version_is_a_start_and_a_yanked_one_by_its_digest_alone(

@@ -22,14 +22,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from weft_registry.artifact import read as read_manifest
 from weft_registry.errors import AlreadyExistsError, InvalidInputError
 from weft_registry.home import Home
 from weft_trainer.data.batches import IGNORE, TokenBatches
 from weft_trainer.data.dataset import Example
-from weft_trainer.data.formats import ROLES
+from weft_trainer.data.formats import ROLES, RowError, read_row
 from weft_trainer.data.judging import JudgeTemplate, Labels
-from weft_trainer.data.records import RecordFile, read_records
+from weft_trainer.data.records import read_records
+from weft_trainer.data.rows import read_each
 from weft_trainer.data.tokenization import BaseTokenizer
+from weft_trainer.methods.virtual_tokens import Room
 from weft_trainer.methods.worn import open_base, wear
 from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.progress import Reporter
@@ -49,7 +52,7 @@ class Labelled:
     below_margin: int
     """Left out: the judge prefers one by less than the least margin, or neither."""
     too_long: int
-    """Left out: a question is longer than the judge's context."""
+    """Left out: a question is longer than what the judge's context holds beside what it wears."""
     disagreed: int
     """Pairs for which the judge prefers another answer in the other order, of those it was asked about."""
     mean_margin: float
@@ -110,8 +113,11 @@ def label(
         raise AlreadyExistsError(f"{output} is there already: write to another file, or remove it")
     if artifact is None and merged:
         raise InvalidInputError("merged: the judge wears no artifact that could be merged")
-    rows = read_candidates(read_records(data))
+    rows, reading = read_each(read_records(data), None, "pairs", read_candidates)
+    if reading.unused:
+        report.message(f"keys not used: {', '.join(f'{key} ({count:,} times)' for key, count in reading.unused)}")
     stored = open_base(base, home)
+    room = Room.of(None if artifact is None else read_manifest(artifact), stored.spec)
     encoder = BaseTokenizer(stored.tokenizer_dir, stored.config.eos_token_ids)
     asked = template or JudgeTemplate()
     labels = Labels.of(asked, encoder)
@@ -120,7 +126,7 @@ def label(
     for number, row in enumerate(rows):
         (a, b), question = row.texts, row.question
         both = [labels.example(asked.ask(question, *order), encoder) for order in ((a, b), (b, a))]
-        if max(len(example.ids) for example in both) <= stored.spec.context_length:
+        if max(len(example.ids) for example in both) <= room.tokens:
             fitting.append(number)
             examples += both
     model = wear(stored, artifact, dtype, home, merged=merged)
@@ -169,16 +175,20 @@ def first_preferences(
     return found_N
 
 
-def read_candidates(file: RecordFile) -> list[Candidates]:
-    """The rows of a file. Raises `InvalidInputError` naming the line and what is wrong with it."""
-    found = []
-    for record in file.records:
-        problem = record.problem or _problem(record.value)
-        if problem:
-            raise InvalidInputError(f"{file.where(record.number)}: {problem}")
-        prompt, first, second = (record.value[key] for key in _KEYS)
-        found.append(Candidates(prompt if isinstance(prompt, str) else tuple(prompt), (first, second)))
-    return found
+def read_candidates(value: Any, number: int = 0) -> tuple[Candidates, list[str]]:
+    """(the row in a record, the keys of the record and of its turns that are not used). Raises `RowError` naming what
+    is wrong."""
+    if problem := _problem(value):
+        raise RowError(problem)
+    unused = {key for key, item in value.items() if item is not None and key not in _KEYS}
+    prompt, *answers = (value[key] for key in _KEYS)
+    if isinstance(prompt, str):
+        return Candidates(prompt, (answers[0], answers[1])), sorted(unused)
+    read = [read_row({"messages": [*prompt, *answer]}, "messages") for answer in answers]
+    unused.update(key for _, of_turns in read for key in of_turns)
+    turns = tuple({"role": turn["role"], "content": turn["content"]} for turn in prompt)
+    first, second = ([{"role": "assistant", "content": row.completion}] for row, _ in read)
+    return Candidates(turns, (first, second)), sorted(unused)
 
 
 def _problem(value: Any) -> str:
@@ -202,9 +212,8 @@ def _problem(value: Any) -> str:
 def _is_message(turn: Any) -> bool:
     return (
         isinstance(turn, dict)
-        and turn.keys() == {"role", "content"}
-        and turn["role"] in ROLES
-        and isinstance(turn["content"], str)
+        and turn.get("role") in ROLES
+        and isinstance(turn.get("content"), str)
         and bool(turn["content"].strip())
     )
 

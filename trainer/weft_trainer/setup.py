@@ -23,8 +23,9 @@ from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods import METHODS, initial, over
 from weft_trainer.methods.full import trained_weights
 from weft_trainer.methods.method import Method
-from weft_trainer.methods.parts import Part, parts_of_run, pinned
+from weft_trainer.methods.parts import Part, notes, parts_of_run, pinned
 from weft_trainer.methods.start import Start, find_start
+from weft_trainer.methods.virtual_tokens import Room
 from weft_trainer.methods.worn import open_base
 from weft_trainer.modeling import nf4
 from weft_trainer.modeling.base import DTYPES, TrainingBase, attention_for, build, decide_dtype
@@ -140,10 +141,13 @@ def set_up(config: TrainConfig, report: Reporter, home: Home | None, device: tor
     for text in (*(dataset.describe() for dataset in data.datasets), *data.notes):
         report.message(text)
     check_room(data, shape.params, stored.spec)
+    course.check_room(data.train_examples)
     if start is not None:
         report.message(start.describe())
     if shape.parts:
         report.message(f"over {', '.join(str(part.reference) for part in shape.parts)}")
+    for text in notes(shape.method.kind, shape.parts):
+        report.message(text)
     return Setup(config, stored, tokenizer, data, course, shape, identity, model_directory, device, start)
 
 
@@ -199,15 +203,13 @@ def check_storable(kind: str, params: Any, base: BaseSpec) -> None:
 
 def check_room(data: Prepared, params: Any, base: BaseSpec) -> None:
     """Raises `InvalidInputError` for an example that is longer than what the base, and so a server, can read."""
-    virtual: int = getattr(params, "num_virtual_tokens", 0)
-    room = base.context_length - virtual
+    room = Room.beside(params, base)
     longest = max(len(example.ids) for example in (*data.train_examples, *(data.held_out or ())))
-    if longest > room:
-        less = f" after {virtual} virtual tokens" if virtual else ""
+    if longest > room.tokens:
         fewer = base.context_length - longest
         # A prompt of no tokens is no way out.
-        instead = f", or adapter.num_virtual_tokens to at most {fewer}" if virtual and fewer > 0 else ""
+        instead = f", or adapter.num_virtual_tokens to at most {fewer}" if room.virtual and fewer > 0 else ""
         raise InvalidInputError(
-            f"data.max_length: the longest example has {longest} tokens, and the context of this base holds {room}"
-            f"{less}; set it to {room}{instead}"
+            f"data.max_length: the longest example has {longest} tokens, and the context of this base holds "
+            f"{room.tokens}{room.less}; set it to {room.tokens}{instead}"
         )

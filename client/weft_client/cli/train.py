@@ -216,9 +216,31 @@ def _check_publishing(
     run, source = load_with_source(config, settings)
     with opened(registry_target) as registry:
         check_publishing(registry, name, tags, aliases)
-        if isinstance(run.adapter, FusionOptions):
-            with locating(source):
+        with locating(source):
+            if isinstance(run.adapter, FusionOptions):
                 check_parts(registry, name, run.adapter.parts)
+            elif run.adapter is None and run.start is not None:
+                check_parts(registry, name, _parts_of(run.start))
+
+
+def _parts_of(start: str) -> list[str]:
+    """What the adapter that a run begins at, and that decides its shape, is made over; of most kinds nothing."""
+    from weft_registry import artifact
+    from weft_registry.named import directory_of, or_directory
+    from weft_registry.parts import parts_of
+
+    try:
+        directory = directory_of(start)
+        if directory is not None:
+            manifest = artifact.read(directory)
+        else:
+            # Where training looks for it, wherever its own artifact is published.
+            with opened(None) as registry, or_directory(start):
+                manifest = registry.resolve(start).manifest
+    except WeftError as error:
+        error.begin("start: ")
+        raise
+    return [str(part) for part in parts_of(manifest)]
 
 
 def _resuming(words: Sequence[str]) -> list[str]:

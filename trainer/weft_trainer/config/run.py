@@ -318,6 +318,7 @@ def locating(source: YamlSource) -> Generator[None]:
     except WeftError as error:
         path = path_of(error)
         if re.split(r"[.\[]", path)[0] in _KEYS:
+            error.message += source.way_back(path, error.message)
             error.begin(f"{source.origin(path)}: ")
         raise
 
@@ -354,14 +355,16 @@ def _parse(document: Mapping[str, Any]) -> TrainConfig:
         raise strict.ConfigError("method", f"{method!r} is not one of {', '.join(METHOD_OPTIONS)}{hint}")
     # Read before the rest, because the method decides what it may contain.
     block, start = document.get("adapter"), document.get("start")
-    adapter = strict.read(options, {} if block is None else block, "adapter")
+    # A start's shape stands for one that is left out.
+    adapter = (
+        None if block is None and start is not None else strict.read(options, {} if block is None else block, "adapter")
+    )
     objective = read_objective(document.get("objective"), start)
-    shape = None if block is None and start is not None else adapter
-    config = strict.read(TrainConfig, {**document, "adapter": shape, "objective": objective})
+    config = strict.read(TrainConfig, {**document, "adapter": adapter, "objective": objective})
     check_objective(config.objective, config.data)
     _check_loop(config.training)
     if config.start is not None:
-        check_start(config.method, adapter)
+        check_start(config.method, options, adapter)
     stacked = isinstance(adapter, BottleneckOptions) and bool(adapter.stack_on)
     if stacked and isinstance(objective, DpoOptions) and objective.reference == "base":
         raise strict.ConfigError(

@@ -12,21 +12,23 @@ _FIRST_VALUES = ("init", "original", "init_text", "init_vocabulary", "init_scale
 """The settings that decide first values, by their names in `weft_trainer.config.adapter`."""
 
 
-def check_start(method: str, options: Any) -> None:
+def check_start(method: str, family: type[Any], options: Any) -> None:
     """Raises `ConfigError` for a method that cannot begin at an adapter, and for settings that `start` leaves without
-    effect."""
-    if isinstance(options, FullOptions):
+    effect. `family` is the type of the method's options; None: they are left out."""
+    if issubclass(family, FullOptions):
         raise ConfigError(
             "start",
             f"{method} trains the base's own weights, which an adapter does not hold; train the adapter on with the "
             "method that made it, or with lora what full, partial and galore made",
         )
-    if isinstance(options, PTuningOptions):
+    if issubclass(family, PTuningOptions):
         raise ConfigError(
             "start",
             "p_tuning trains an encoder, and an artifact holds the prompt that it computed; train that on with method: "
             "prompt_tuning",
         )
+    if options is None:
+        return
     if getattr(options, "prefix_projection", False):
         raise ConfigError(
             "adapter.prefix_projection",

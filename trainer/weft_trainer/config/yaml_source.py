@@ -20,7 +20,9 @@ from weft_trainer.config.strict import ConfigError
 _MERGE = "tag:yaml.org,2002:merge"
 # What PyYAML's constructors raise of values that have a form and no meaning, such as the 41st of a month.
 _NO_VALUE = (ValueError, AttributeError, KeyError)
+_LEAVE_OUT = re.compile(r"leave \w+ out|(?:give|keep) one of the two")
 _LEADING_PATH = re.compile(r"([A-Za-z_][\w.\[\]-]*): ")
+_OVERRIDE = "override "
 MAX_VALUES = 100_000
 """Keys and values of a document, whatever an alias stands for counted wherever it stands. A few hundred bytes, aliases
 of aliases, can stand for billions."""
@@ -35,6 +37,7 @@ class YamlSource:
         self._path = path
         self._origins: dict[str, str] = {"": str(path)}
         """Dotted path to "file:line:column" or "override KEY=VALUE"."""
+        self._overridden = False
         text = _text(path)
         try:
             loader = yaml.SafeLoader(text)
@@ -61,13 +64,25 @@ class YamlSource:
             loader.dispose()
 
     def override(self, overrides: Sequence[str]) -> None:
-        """Replaces or adds what each `dotted.key=value` says; the value is YAML, a number reaches into a list."""
+        """Replaces or adds what each `dotted.key=value` says; the value is YAML, a number reaches into a list, and null
+        takes a key back, as if nobody had said it."""
         for text in overrides:
             self._override(text)
+        self._overridden = bool(overrides)
 
     def locate(self, error: InvalidInputError) -> InvalidInputError:
         """The same error, beginning with the file, line and column, or the override, that it is about."""
-        return InvalidInputError(f"{self.origin(path_of(error))}: {error.message}", reason=error.reason)
+        path = path_of(error)
+        message = f"{self.origin(path)}: {error.message}{self.way_back(path, error.message)}"
+        return InvalidInputError(message, reason=error.reason)
+
+    def way_back(self, path: str, message: str) -> str:
+        """How to leave out what the file says where overrides are given, to end a message that asks for it with; empty
+        where it does not."""
+        said_here = path in self._origins and not self._origins[path].startswith(_OVERRIDE)
+        if not (self._overridden and said_here and _LEAVE_OUT.search(message)) or f"{path}=null" in message:
+            return ""
+        return f" (on the command line {path}=null takes it back)"
 
     def origin(self, path: str) -> str:
         """Where a dotted path is said, or what holds it: file, line and column, or the override."""
@@ -113,7 +128,7 @@ class YamlSource:
         if not equals or not all(parts):
             raise InvalidInputError(f"override {override!r}: expected KEY=VALUE, such as training.learning_rate=5e-4")
         value = _load(text, override)
-        origin, path = f"override {override}", ""
+        origin, path = f"{_OVERRIDE}{override}", ""
         at: Any = self.document
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
@@ -132,10 +147,13 @@ class YamlSource:
                     self._origins[path] = origin
             else:
                 raise InvalidInputError(f"override {override!r}: {parts[number - 1]!r} is not a group of keys")
-            if last:
-                at[index] = value
-            else:
+            if not last:
                 at = at[index]
+            elif value is None and text.strip() and isinstance(at, dict):
+                # Written out: an empty value is a shell's variable that is not there.
+                at.pop(index, None)
+            else:
+                at[index] = value
         # What lay below is gone, with its lines.
         for old in [known for known in self._origins if known.startswith((f"{path}.", f"{path}["))]:
             del self._origins[old]
@@ -186,6 +204,8 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except FileNotFoundError:
         raise NotFoundError(f"no YAML file at {path}") from None
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}; give a YAML file") from error
     try:
         return data.decode()
     except UnicodeDecodeError as error:

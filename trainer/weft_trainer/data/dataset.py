@@ -33,6 +33,18 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What an example's length is measured by, in the words of messages."""
+
+    name: str
+    way_out: str
+    """Where nothing is within it."""
+
+
+MAX_LENGTH = Bound("data.max_length", "raise it")
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Tokenized rows, and what happened to them on the way."""
 
@@ -55,6 +67,8 @@ class Dataset:
     """Plain texts that became several examples, because they are longer than `max_length`."""
     weight: str = ""
     """The share of draws that the file was given, as a decimal; empty where its size decides."""
+    bound: Bound = MAX_LENGTH
+    """What `max_length` is."""
 
     @property
     def tokens(self) -> int:
@@ -69,6 +83,7 @@ class Dataset:
     def describe(self) -> str:
         """For people: one line, and one for each thing that was left out, shortened or not used."""
         reading, unit = self.rows.reading, self.rows.reading.unit
+        over = f"{self.bound.name} ({self.max_length})"
         head = (
             f"{self.rows.split}: {len(self.examples):,} examples, {self.tokens:,} tokens ({self.loss_tokens:,} learnt)"
         )
@@ -78,10 +93,10 @@ class Dataset:
         lines = [f"{head} from {self.rows.title} ({reading.container}; {forms})"]
         lines += [f"{group.count:,} left out, {group.reason}: {_at(unit, group)}" for group in reading.left_out]
         if self.dropped:
-            why = f"their completion alone is over data.max_length ({self.max_length})"
+            why = f"their completion alone is over {over}"
             lines.append(f"{self.dropped:,} left out, {why}: {_places(unit, self.dropped_at, self.dropped)}")
         if self.truncated:
-            why = f"over data.max_length ({self.max_length}) lost the start of their prompt"
+            why = f"over {over} lost the start of their prompt"
             lines.append(f"{self.truncated:,} {why}: {_places(unit, self.truncated_at, self.truncated)}")
         if self.broken_conversations:
             lines.append(
@@ -89,7 +104,7 @@ class Dataset:
                 "earlier answers as they were generated"
             )
         if self.cut_texts:
-            lines.append(f"{self.cut_texts:,} texts are several examples: over data.max_length ({self.max_length})")
+            lines.append(f"{self.cut_texts:,} texts are several examples: over {over}")
         if reading.unused:
             lines.append(f"keys not used: {', '.join(f'{key} ({count:,} times)' for key, count in reading.unused)}")
         return "\n  ".join(lines)
@@ -121,15 +136,18 @@ def dataset_of(
     problems: Problems,
     broken_conversations: int = 0,
     cut_texts: int = 0,
+    bound: Bound = MAX_LENGTH,
 ) -> Dataset:
     """The data set of these examples, which some of the rows were `kept` for; `truncated` and `dropped` are the lines
-    that `max_length` did that to, `problems` those that could not be read. Raises `InvalidInputError` if there are no
-    examples."""
+    that `max_length`, which is the `bound`, did that to, `problems` those that could not be read. Raises
+    `InvalidInputError` if there are no examples."""
     unreadable = problems.left_out()
     if not examples:
         if unreadable:
             raise InvalidInputError(f"{rows.uri}: no examples: {unreadable[0].reason}")
-        raise InvalidInputError(f"{rows.uri}: every completion is over data.max_length ({max_length} tokens); raise it")
+        raise InvalidInputError(
+            f"{rows.uri}: every completion is over {bound.name} ({max_length} tokens); {bound.way_out}"
+        )
     reading = replace(rows.reading, left_out=(*rows.reading.left_out, *unreadable))
     return Dataset(
         replace(rows, rows=tuple(kept), reading=reading),
@@ -141,6 +159,7 @@ def dataset_of(
         tuple(dropped[:MOST_NUMBERS]),
         broken_conversations,
         cut_texts,
+        bound=bound,
     )
 
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 
 from weft_registry.errors import InvalidInputError
-from weft_trainer.data.dataset import Dataset, Example, dataset_of
+from weft_trainer.data.dataset import MAX_LENGTH, Bound, Dataset, Example, dataset_of
 from weft_trainer.data.formats import RowError
 from weft_trainer.data.rows import Problems, Row, Rows
 from weft_trainer.quiet import quiet_transformers
@@ -90,10 +90,15 @@ class BaseTokenizer:
 
 
 def tokenize(
-    rows: Rows, encoder: TextEncoder, max_length: int, loss_on: str = "last", invalid: str | None = None
+    rows: Rows,
+    encoder: TextEncoder,
+    max_length: int,
+    loss_on: str = "last",
+    invalid: str | None = None,
+    bound: Bound = MAX_LENGTH,
 ) -> Dataset:
     """The rows in tokens. `loss_on` is "last" or "all": which answers of a conversation the loss is over. `invalid` is
-    as `read_rows` has it: what happens at a row that this base cannot read.
+    as `read_rows` has it: what happens at a row that this base cannot read. `bound` says what `max_length` is.
 
     Raises `InvalidInputError` naming the line of such a row, or if none is left.
     """
@@ -126,7 +131,7 @@ def tokenize(
             examples.append(example)
         if len(examples) > before:
             kept.append(row)
-    return dataset_of(rows, kept, examples, max_length, truncated, dropped, problems, broken, cut)
+    return dataset_of(rows, kept, examples, max_length, truncated, dropped, problems, broken, cut, bound)
 
 
 def _example(row: Row, encoder: TextEncoder) -> Example:

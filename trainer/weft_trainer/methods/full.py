@@ -203,6 +203,11 @@ def trained_weights(stored: StoredBase, params: FullParams) -> tuple[str, ...]:
     return names
 
 
+def possible_weights(params: FullParams, base: BaseSpec) -> tuple[str, ...]:
+    """What a run trains of a base of these dimensions, if it has all that such a base may have."""
+    return unfreezing.resolve(params.unfreeze, params.freeze, _possible(base))
+
+
 def _possible(base: BaseSpec) -> list[str]:
     """Every weight that some base of these dimensions has: `FullModel` knows which there are."""
     biases = [f"{module}.bias" for module in base.linears]

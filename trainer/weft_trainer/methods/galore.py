@@ -6,10 +6,12 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from weft_registry.base import BaseSpec
 from weft_trainer.config.adapter import FullOptions, GaLoreOptions
 from weft_trainer.config.run import TrainingConfig
+from weft_trainer.config.strict import ConfigError
 from weft_trainer.data.tokenization import TextEncoder
-from weft_trainer.methods.full import FullMethod, FullModel, FullParams
+from weft_trainer.methods.full import FullMethod, FullModel, FullParams, possible_weights
 from weft_trainer.methods.galore_optimizer import GaLoreAdamW
 from weft_trainer.modeling.adapted import AdaptedModel
 from weft_trainer.modeling.base import TrainingBase
@@ -19,6 +21,21 @@ class GaLoreMethod(FullMethod):
     """`method: galore`."""
 
     name = "galore"
+
+    def params(self, options: FullOptions, base: BaseSpec, encoder: TextEncoder) -> FullParams:
+        """See `Method.params`. Raises `ConfigError` for a rank at which nothing is projected."""
+        assert isinstance(options, GaLoreOptions), "the method decides its options"
+        params = super().params(options, base, encoder)
+        trained = set(possible_weights(params, base))
+        sides = [min(shape) for module, shape in base.linears.items() if f"{module}.weight" in trained]
+        if not any(options.rank < side for side in sides):
+            most = max(sides, default=0) - 1
+            why = f"{options.rank}, but no linear that is trained has more rows and more columns than that"
+            lower = f"lower it to at most {most}, or " if most > 0 else ""
+            raise ConfigError(
+                "adapter.rank", f"{why}, so that nothing would be projected; {lower}take method: full, which that is"
+            )
+        return params
 
     def attach(
         self, base: TrainingBase, params: FullParams, options: FullOptions, encoder: TextEncoder

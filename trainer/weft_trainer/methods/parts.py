@@ -4,7 +4,7 @@ or from artifact directories that will be pushed."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -104,9 +104,7 @@ def pinned(options: object, parts: Sequence[Part]) -> Mapping[str, Sequence[str]
     return {} if named is None else {f"adapter.{named[0]}": [str(part.reference) for part in parts]}
 
 
-def find_parts(
-    wanted: Sequence[str], base: BaseSpec, home: Home | None = None, purpose: Purpose = FUSE
-) -> list[Part]:
+def find_parts(wanted: Sequence[str], base: BaseSpec, home: Home | None = None, purpose: Purpose = FUSE) -> list[Part]:
     """The parts in this order, each a reference (`acme/topics:v1`) or `NAMESPACE/NAME=DIRECTORY`: an artifact directory
     and the name that it is, or will be, published under.
 
@@ -203,7 +201,7 @@ def _check(manifest: Manifest, base: BaseSpec, purpose: Purpose) -> None:
     manifest.base.check_is(base.fingerprint, "it", "this run's", "choose a part that was trained on this base")
     if manifest.kind != BottleneckSchema.name:
         raise InvalidInputError(
-            f"it is an adapter of the kind {manifest.kind}: {purpose.kind}; choose one of that kind",
+            f"it is an adapter of the kind {manifest.kind}: {purpose.kind}; choose another adapter",
             reason="PART_REFUSED",
         )
 
@@ -215,11 +213,9 @@ def _from_directory(
     stored = artifact.read(directory)
     _check(stored, base, purpose)
     reference = Reference(name, digest=stored.digest())
-    try:
+    # Where no registry has it, or says so, it is pushed when the run is over, and the push finds out.
+    with suppress(*_NO_ANSWER):
         _resolved(registry, str(reference), purpose)
-    except _NO_ANSWER:
-        # It is pushed when the run is over, and whether it can be is found out then.
-        pass
     manifest = validation.validate_directory(directory, base)
     adapter = bind(directory, manifest, base, dtype=torch.float32, digest=stored.digest())
     return Part(reference, adapter, stacked_on(manifest.kind, manifest.provenance))

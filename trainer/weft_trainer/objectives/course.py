@@ -33,7 +33,11 @@ Rows: TypeAlias = Sequence[Sequence[int]]
 
 
 class Course(Protocol):
-    """One run's. `before` and `begin` are called once each, in this order; the others after them."""
+    """One run's. `check_room`, `before` and `begin` are called once each, in this order; the others after them."""
+
+    def check_room(self, examples: Sequence[Example]) -> None:
+        """Raises `ConfigError` where somebody who takes part cannot read one of the training examples."""
+        ...
 
     def before(self, base: TrainingBase, sources: Sequence[Source], scratch: Path, report: Reporter) -> None:
         """Looks at the base before it wears anything. `sources` make the batches of the training examples, and of
@@ -75,6 +79,9 @@ def course_of(config: TrainConfig, stored: StoredBase, home: Home | None, device
 class CompletionCourse:
     """Cross entropy: nobody else takes part."""
 
+    def check_room(self, examples: Sequence[Example]) -> None:
+        """See `Course.check_room`."""
+
     def before(self, base: TrainingBase, sources: Sequence[Source], scratch: Path, report: Reporter) -> None:
         """See `Course.before`."""
 
@@ -112,6 +119,10 @@ class DistillCourse(CompletionCourse):
         self._model: AdaptedModel | None = None
         self._targets: Targets | None = None
         self._tokens: TokenBatches | None = None
+
+    def check_room(self, examples: Sequence[Example]) -> None:
+        """See `Course.check_room`: the teacher reads them too."""
+        self._teacher.check_room(max(len(example.ids) for example in examples))
 
     def before(self, base: TrainingBase, sources: Sequence[Source], scratch: Path, report: Reporter) -> None:
         """See `Course.before`: loads the teacher, and lets it speak if its targets are kept."""
@@ -152,6 +163,9 @@ class DpoCourse:
         self._options = options
         self._dpo = Dpo(options.beta, options.label_smoothing)
         self._reference: list[Tensor] = []
+
+    def check_room(self, examples: Sequence[Example]) -> None:
+        """See `Course.check_room`: the reference is the base, or the adapter as it starts."""
 
     def before(self, base: TrainingBase, sources: Sequence[Source], scratch: Path, report: Reporter) -> None:
         """See `Course.before`."""

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from weft_adapters.base.load import StoredBase
+from weft_adapters.kinds.kind import MergeRefusedError
 from weft_registry import artifact
 from weft_registry import digest as digests
-from weft_registry.errors import NotFoundError
+from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
 from weft_registry.home import Home
 from weft_registry.manifest import Manifest
 from weft_trainer.config.objective import DistillOptions, worn
@@ -20,7 +21,8 @@ from weft_trainer.config.run import PACKABLE, TrainConfig
 from weft_trainer.config.strict import ConfigError
 from weft_trainer.data.tokenization import BaseTokenizer
 from weft_trainer.methods import method_of_kind
-from weft_trainer.methods.worn import open_base, wear
+from weft_trainer.methods.virtual_tokens import Room
+from weft_trainer.methods.worn import bound, open_base, wear
 from weft_trainer.modeling.adapted import AdaptedModel
 
 _TOKENIZER = "tokenizer.json"
@@ -47,6 +49,18 @@ class Teacher:
         model = wear(self.stored, self.directory, dtype, self.home, merged=self.merged, device=device)
         return model.requires_grad_(False)
 
+    def check_room(self, longest: int) -> None:
+        """Raises `ConfigError` unless its context holds examples of so many tokens."""
+        room = Room.of(self.manifest, self.stored.spec)
+        if longest > room.tokens:
+            # The least that an example can have.
+            shorter = f"set data.max_length to {room.tokens}, or " if room.tokens > 1 else ""
+            raise ConfigError(
+                "objective.teacher",
+                f"the longest example has {longest} tokens, and the context of {self.name} holds {room.tokens}"
+                f"{room.less}; {shorter}take a teacher with more room",
+            )
+
     def describe(self) -> str:
         """One line for people."""
         layers = f"{self.stored.spec.num_layers} layers of {self.stored.spec.hidden_size}"
@@ -65,16 +79,16 @@ def find_teacher(options: DistillOptions, config: TrainConfig, student: StoredBa
     """The teacher of a run. Raises `NotFoundError` for a base or an artifact that is not there, `ConfigError` for one
     that cannot teach this student, naming why."""
     name, directory = worn(options.teacher)
-    stored = open_base(name, home)
-    manifest = None
-    if directory is not None:
-        if not (directory / artifact.MANIFEST).is_file():
-            raise NotFoundError(
-                f"objective.teacher: no artifact directory at {directory}; `weft pull` brings a published version"
-            )
-        if directory.resolve() == config.output.resolve():
-            raise ConfigError("objective.teacher", f"{directory} is what this run replaces; write to another output")
-        manifest = artifact.read(directory)
+    try:
+        stored = open_base(name, home)
+        manifest = None if directory is None else _manifest(directory, stored, options.merged, config, home)
+    except WeftError as error:
+        if isinstance(error, MergeRefusedError):
+            error.message += "; leave it out"
+            error.begin("objective.merged: ")
+        else:
+            error.begin("objective.teacher: ")
+        raise
     same = stored.spec.fingerprint.weights_sha256 == student.spec.fingerprint.weights_sha256
     if same and directory is None:
         raise ConfigError(
@@ -90,6 +104,21 @@ def find_teacher(options: DistillOptions, config: TrainConfig, student: StoredBa
         _check_packing(options.teacher, stored, manifest, options.merged, config.data.max_length)
     pad = BaseTokenizer(student.tokenizer_dir, student.config.eos_token_ids).pad
     return Teacher(options.teacher, stored, directory, manifest, options.merged, pad, home)
+
+
+def _manifest(directory: Path, stored: StoredBase, merged: bool, config: TrainConfig, home: Home) -> Manifest:
+    """Of what the teacher wears. Raises what wearing it would, as far as one linear tells."""
+    if not (directory / artifact.MANIFEST).is_file():
+        raise NotFoundError(f"no artifact directory at {directory}; `weft pull` brings a published version")
+    if directory.resolve() == config.output.resolve():
+        raise InvalidInputError(f"{directory} is what this run replaces; write to another output")
+    manifest = artifact.read(directory)
+    manifest.base.check_is(stored.spec.fingerprint, str(directory), "the teacher's", "write its own base before the +")
+    adapter, _ = bound(directory, stored, home)
+    if merged:
+        first = next(iter(stored.spec.linears))
+        adapter.kind.overlay(first, stored.int4(first), adapter)
+    return manifest
 
 
 def _check_tokens(name: str, stored: StoredBase, student_name: str, student: StoredBase) -> None:
