@@ -132,6 +132,8 @@ class AdapterTrainer(Trainer):
         takes part in its stop."""
         self.stopped_by = self._request.signal or signal.SIGTERM
         self.control.should_save = self.control.should_training_stop = True
+        # Whoever stops a process does not wait for an evaluation; the resumed run begins with it.
+        self.control.should_evaluate = False
 
     def ending(self) -> Ending:
         """How far it has come."""

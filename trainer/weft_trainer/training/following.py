@@ -61,8 +61,6 @@ class Following(TrainerCallback):
         control.should_log = control.should_log or last
         if not last and self._trainer.rank.any(bool(self._request.signal)):
             self._trainer.stop()
-            # Whoever stops a process does not wait for an evaluation; the resumed run begins with it.
-            control.should_evaluate = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Shows and writes the figures."""
