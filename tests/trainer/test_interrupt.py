@@ -159,6 +159,45 @@ def test_a_signal_cuts_an_evaluation_off_and_the_resumed_run_begins_with_it(
     assert logged(config) == log
 
 
+@pytest.mark.parametrize("label", ["training", "evaluating"])
+def test_the_evaluation_that_a_resumed_run_begins_with_may_be_its_last(
+    deep_base: AddedBase, make_config: MakeConfig, run: Run, monkeypatch: pytest.MonkeyPatch, label: str
+) -> None:
+    # Waiting for a lower loss ends with the evaluation of step 3, which the signal leaves out.
+    common = {"eval_every": 1, "early_stopping_patience": 2, "save_every": 1, "learning_rate": 1e-2, "warmup": 0.0}
+    config = make_config(deep_base, "lora", {"r": 4}, steps=9, **common)
+    measure(monkeypatch, iter([1.0, 2.0, 3.0]))
+    whole, log = artifacts.read(run(config, deep_base)), logged(config)
+    assert (whole.provenance["steps"], log[-1]["step"]) == (1, 3)
+
+    def third() -> float:
+        if label == "evaluating":
+            send(signal.SIGTERM)()
+        raise AssertionError("the signal comes first")
+
+    measure(monkeypatch, (value() for value in (lambda: 1.0, lambda: 2.0, third)))
+    report = Heard(3, send(signal.SIGTERM)) if label == "training" else Heard()
+    with pytest.raises(PreconditionError, match="after step 3 of 9"):
+        runs.train(config, report, deep_base.home)
+    measure(monkeypatch, iter([3.0]))
+    again = artifacts.read(run(resumed(config), deep_base))
+    assert again.tensors == whole.tensors
+    assert again.metrics == whole.metrics
+    assert again.provenance["steps"] == whole.provenance["steps"]
+    assert logged(config) == log
+
+
+def test_a_run_that_ended_is_resumed_without_a_second_line_in_its_log(
+    deep_base: AddedBase, make_config: MakeConfig, run: Run
+) -> None:
+    # The checkpoint of the last step is saved before the evaluation of it.
+    config = make_config(deep_base, "lora", {"r": 4}, save_every=3)
+    whole, log = artifacts.read(run(config, deep_base)), logged(config)
+    assert "eval_loss" in log[-1]
+    assert artifacts.read(run(resumed(config), deep_base)).tensors == whole.tensors
+    assert logged(config) == log
+
+
 @pytest.mark.parametrize("patience", [None, 1])
 def test_a_signal_during_the_extraction_keeps_what_was_trained(
     deep_base: AddedBase,

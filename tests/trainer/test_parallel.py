@@ -78,6 +78,29 @@ def test_two_processes_stop_and_resume_bit_for_bit(deep_base: AddedBase, make_co
     assert artifacts.read(runs.train(resumed, Heard(), deep_base.home)).tensors == whole
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_processes_are_started_stops_them(
+    deep_base: AddedBase, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    start = multiprocessing.process.BaseProcess.start
+    begun: list[multiprocessing.process.BaseProcess] = []
+
+    def interrupting(worker: multiprocessing.process.BaseProcess) -> None:
+        if not begun:
+            send(number)()
+        start(worker)
+        begun.append(worker)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", interrupting)
+    config = make_config(deep_base, "lora", {"r": 4}, devices=2)
+    with pytest.raises(PreconditionError, match="before the first step: there is nothing to resume") as caught:
+        runs.train(config, QuietReporter(), deep_base.home)
+    assert caught.value.metadata == {"signal": str(int(number))}
+    assert len(begun) == 2
+    assert not multiprocessing.active_children()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
 def test_an_error_in_the_processes_is_the_runs_error(deep_base: AddedBase, make_config: MakeConfig) -> None:
     config = make_config(deep_base, "lora", {"r": 4}, devices=2, learning_rate=1e30, max_grad_norm=0.0, warmup=0.0)
     with pytest.raises(PreconditionError, match="diverged at step"):

@@ -60,11 +60,15 @@ def train_together(config: TrainConfig, report: Reporter, home: Home | None) -> 
                 if worker.pid is not None and worker.is_alive():
                     os.kill(worker.pid, signal.SIGTERM)
 
-        request.finish(f"stopping {count} processes")
+        request.finish(f"{count} processes finish their step and save, or finish the artifact")
         try:
             with request.listening(stop):
-                for worker in workers:
-                    worker.start()
+                with _terminal_waits():
+                    for worker in workers:
+                        worker.start()
+                if request.signal:
+                    # Whoever was not there yet did not hear of it.
+                    raise not_begun(request.signal, _to_resume(config))
                 for _, sender in pipes:
                     sender.close()
                 _follow([receiver for receiver, _ in pipes], workers, report, config, request)
@@ -76,6 +80,22 @@ def train_together(config: TrainConfig, report: Reporter, home: Home | None) -> 
                     worker.kill()
                     worker.join()
     return config.output
+
+
+@contextmanager
+def _terminal_waits() -> Iterator[None]:
+    """SIGINT waits for its end; in the processes that are started within it, which import for seconds before they are
+    asked, until they let it through."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _to_resume(config: TrainConfig) -> Path | None:
+    """The checkpoint that the run would have gone on from."""
+    return checkpoints.newest(config.checkpoints) if config.training.resume else None
 
 
 def _follow(
@@ -129,7 +149,7 @@ def _said(open_ends: Iterable[Connection[Any, Any]]) -> WeftError | None:
 def _died(status: int | None, config: TrainConfig, request: StopRequest) -> PreconditionError:
     if request.signal and status == -signal.SIGTERM:
         # It was still importing what trains.
-        return not_begun(request.signal, checkpoints.newest(config.checkpoints) if config.training.resume else None)
+        return not_begun(request.signal, _to_resume(config))
     return PreconditionError(
         f"a training process ended with status {status}; what it wrote to standard error says why. Status -9 is what "
         "a machine that runs out of memory does: lower training.devices or training.batch_size",
@@ -139,8 +159,11 @@ def _died(status: int | None, config: TrainConfig, request: StopRequest) -> Prec
 
 def _work(rank: Rank, config: TrainConfig, home: Home | None, meeting: Path, sender: Connection[Any, Any]) -> None:
     """The body of one training process. What it writes for itself is in `meeting`, which goes even if it is killed."""
-    # Signals of the terminal go to the parent, which passes them on; otherwise they would arrive twice.
+    # Signals of the terminal go to the parent, which passes them on; otherwise they would arrive twice. One that came
+    # before this line waits, and is dropped here.
     os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     values = (rank.index, rank.index, rank.count, rank.count)
     os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})

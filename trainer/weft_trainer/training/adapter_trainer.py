@@ -145,6 +145,12 @@ class AdapterTrainer(Trainer):
         """Whether its last step is behind it."""
         return self.state.global_step >= self.state.max_steps or (self.best is not None and self.best.is_over)
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the parameters of this step have been."""
+        step = self.state.global_step
+        return any(entry["step"] == step and "eval_loss" in entry for entry in self.state.log_history)
+
     def take_up(self, checkpoint: Path) -> None:
         """Puts a checkpoint's parameters and figures back, and says in `state` how far it had come."""
         self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.LAST_FILE))

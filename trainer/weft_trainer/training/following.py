@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from weft_trainer.training.adapter_trainer import AdapterTrainer
 
 
+class NothingToTrain(Exception):  # noqa: N818 # nothing is wrong
+    """The evaluation that a resumed run begins with has ended it. The Trainer itself would take a step first."""
+
+
 class Following(TrainerCallback):
     """One per run. `stack` holds the progress task until the run is over."""
 
@@ -36,18 +40,18 @@ class Following(TrainerCallback):
         self._logged = (self._start, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Shows the task, and catches up on an evaluation that a signal left out; raises if one leaves it out again."""
+        """Shows the task, and catches up on an evaluation that a signal left out. Raises `NothingToTrain` if that ends
+        the run: by early stopping, or because another signal cuts it off."""
         method = self._trainer.method
         self._task = self._stack.enter_context(self._report.task(f"training {method}", int(state.max_steps)))
         step = int(state.global_step)
         if step:
             self._task.skip(step)
             due = args.eval_strategy != "no" and step % args.eval_steps == 0
-            if due and not any(entry["step"] == step and "eval_loss" in entry for entry in state.log_history):
+            if due and not self._trainer.is_evaluated:
                 self._trainer.evaluate()
-                if self._trainer.stopped_by:
-                    # The Trainer would take a step first; and the checkpoint of this one is there.
-                    raise self._trainer.ending().stopped(self._trainer.stopped_by)
+                if self._trainer.control.should_training_stop:
+                    raise NothingToTrain
         self._start = time.monotonic()
         self._logged = (self._start, 0)
 

@@ -43,11 +43,12 @@ class Journal(Protocol):
 
 
 class JsonLines:
-    """`log.jsonl` beside the checkpoints. A run that resumes goes on in it, behind the step it resumes from."""
+    """`log.jsonl` beside the checkpoints. A run that resumes goes on in it, behind the step it resumes from; of that
+    step's evaluation too only if it was `evaluated`, as far as the checkpoint knows."""
 
-    def __init__(self, directory: Path, from_step: int) -> None:
+    def __init__(self, directory: Path, from_step: int, *, evaluated: bool = True) -> None:
         path = directory / LOG_FILE
-        kept = _until(path, from_step) if from_step and path.is_file() else ""
+        kept = _until(path, from_step, evaluated) if from_step and path.is_file() else ""
         # Unbuffered by lines: what is logged is in the file when the process is killed.
         self._file = path.open("w", encoding="utf-8", buffering=1)
         self._file.write(kept)
@@ -101,11 +102,14 @@ def figures(logs: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(logs[name]) for name in _TAGS if name in logs}
 
 
-def _until(path: Path, step: int) -> str:
-    """The whole lines of a log up to `step`."""
+def _until(path: Path, step: int, evaluated: bool) -> str:
+    """The whole lines of a log up to `step`, without the evaluation of that step unless it was `evaluated`."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
+        if not line.endswith("\n"):
+            break
+        entry = json.loads(line)
+        if entry["step"] > step or (entry["step"] == step and "eval_loss" in entry and not evaluated):
             break
         kept.append(line)
     return "".join(kept)

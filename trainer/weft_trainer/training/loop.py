@@ -8,7 +8,7 @@ are ready already, and the adapters are not all PEFT's; SFTTrainer would tokeniz
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from weft_trainer.progress import Reporter
 from weft_trainer.training import checkpoints
 from weft_trainer.training.adapter_trainer import AdapterTrainer
 from weft_trainer.training.ending import Ending
-from weft_trainer.training.following import Following
+from weft_trainer.training.following import Following, NothingToTrain
 from weft_trainer.training.history import History
 from weft_trainer.training.identity import Identity
 from weft_trainer.training.interrupt import StopRequest
@@ -98,16 +98,17 @@ def fit(
         if type(noisy).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(type(noisy))
     with ExitStack() as stack:
+        if resume_from is not None:
+            trainer.take_up(resume_from)
         journals = _journals(trainer, config, from_step) if rank.writes else []
         for journal in journals:
             stack.callback(journal.close)
         trainer.add_callback(Following(trainer, journals, request, report, stack))
-        if resume_from is not None:
-            trainer.take_up(resume_from)
         if resume_from is not None and trainer.is_done:
             report.message(f"{resume_from}: training was over; going on behind it")
         else:
-            trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+            with suppress(NothingToTrain):
+                trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
         steps, ending = int(trainer.state.global_step), trainer.ending()
         if not trainer.stopped_by and rank.any(bool(request.signal)):
             trainer.stop()
@@ -174,7 +175,7 @@ def _journals(trainer: AdapterTrainer, config: TrainConfig, from_step: int) -> l
     journals: list[Journal] = []
     if config.training.save_every or config.training.resume:
         trainer.claim()
-        journals.append(JsonLines(config.checkpoints, from_step))
+        journals.append(JsonLines(config.checkpoints, from_step, evaluated=trainer.is_evaluated))
     if config.tensorboard is not None:
         journals.append(TensorBoard(config.tensorboard, from_step))
     return journals
