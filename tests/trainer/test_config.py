@@ -12,9 +12,9 @@ from weft_registry import canonical
 from weft_registry.errors import InvalidInputError, NotFoundError
 from weft_trainer.config import adapter as adapter_config
 from weft_trainer.config import data as data_config
+from weft_trainer.config import misplaced, yaml_source
 from weft_trainer.config import objective as objective_config
 from weft_trainer.config import run as configs
-from weft_trainer.config import yaml_source
 from weft_trainer.config.adapter import LoraOptions, LowRankOptions, PrefixOptions
 from weft_trainer.data import judging, templates
 
@@ -103,6 +103,11 @@ def test_a_wrong_override_is_refused_by_name(file: Path, override: str, says: st
         (["training.name=x"], "training.name: unknown key; its place is name at the top"),
         (["data.train=[{path: a, loss_on: last}]"], "data.train[0].loss_on: unknown key; its place is data.loss_on"),
         (["lerning_rate=1"], "lerning_rate: unknown key; nearest: training.learning_rate"),
+        (["lr=1"], "lr: unknown key; that is training.learning_rate"),
+        (["training.lr=1"], "training.lr: unknown key; that is training.learning_rate"),
+        (["adapter.rank=3"], "adapter.rank: unknown key; that is adapter.r"),
+        (["base_model=smol"], "base_model: unknown key; that is base at the top"),
+        (["training.q=1"], "training.q: unknown key; known: steps, "),
         (["metod=lora"], "metod: unknown key; nearest: method"),
         (["xyzzy=1"], "xyzzy: unknown key; known: base, method, output"),
     ],
@@ -528,3 +533,13 @@ def test_every_field_is_documented(module: object) -> None:
             if isinstance(node, ast.AnnAssign):
                 documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 assert documented, f"{cls.name}.{ast.unparse(node.target)} has no docstring"
+
+
+def test_every_name_of_other_programs_is_a_setting_of_ours() -> None:
+    known = {path.rpartition(".")[2] for path in misplaced.paths(configs.TrainConfig, {"adapter": LoraOptions})}
+    assert set(misplaced._NAMED_THERE.values()) <= known
+
+
+def test_brackets_in_an_override_are_answered_with_how_it_is_written(file: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"without brackets: data\.train\.0\.path$"):
+        configs.load(file, ["data.train[0].path=x"])

@@ -127,6 +127,9 @@ class YamlSource:
         parts = key.strip().split(".")
         if not equals or not all(parts):
             raise InvalidInputError(f"override {override!r}: expected KEY=VALUE, such as training.learning_rate=5e-4")
+        if "[" in key:
+            instead = key.strip().replace("[", ".").replace("]", "")
+            raise InvalidInputError(f"override {override!r}: a number reaches into a list without brackets: {instead}")
         value = _load(text, override)
         origin, path = f"{_OVERRIDE}{override}", ""
         at: Any = self.document
