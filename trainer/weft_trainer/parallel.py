@@ -14,6 +14,7 @@ import signal
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def train_together(config: TrainConfig, report: Reporter, home: Home | None) -> 
                 if worker.pid is not None and worker.is_alive():
                     os.kill(worker.pid, signal.SIGTERM)
 
-        request.finish(f"{count} processes finish their step and save, or finish the artifact")
+        request.finish(f"{count} processes end as soon as nothing is lost")
         try:
             with request.listening(stop):
                 with _terminal_waits():
@@ -86,6 +87,8 @@ def train_together(config: TrainConfig, report: Reporter, home: Home | None) -> 
 def _terminal_waits() -> Iterator[None]:
     """SIGINT waits for its end; in the processes that are started within it, which import for seconds before they are
     asked, until they let it through."""
+    # It begins with the first process otherwise, and lets all signals through again when it has.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
