@@ -212,7 +212,8 @@ def read_bytes(directory: Path) -> bytes:
         descriptor = os.open(directory / MANIFEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(
-            f"{directory} has no {MANIFEST}; for a plain PEFT directory say which base it is for, with --base NAME",
+            f"{directory} has no {MANIFEST}, so it is no artifact; of a plain PEFT directory `weft push {directory} "
+            "NAMESPACE/NAME --base BASE` makes one",
             reason="MANIFEST_NOT_FOUND",
         ) from None
     except OSError as error:

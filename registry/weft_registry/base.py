@@ -55,11 +55,18 @@ class BaseFingerprint:
         """
         if self.weights_sha256 != wanted.weights_sha256:
             raise PreconditionError(
-                f"{what} was made for the base {self.id} with weights {self.weights_sha256}, but {here} is {wanted.id} "
-                f"with weights {wanted.weights_sha256}: {way_out}",
+                f"{what} was made for the base {self._beside(wanted)} with weights {self.weights_sha256}, but {here} "
+                f"is {wanted._beside(self)} with weights {wanted.weights_sha256}: {way_out}",
                 reason="BASE_MISMATCH",
                 metadata={"made_for": self.weights_sha256, "base": wanted.weights_sha256},
             )
+
+    def _beside(self, other: BaseFingerprint) -> str:
+        """Its name, and how it is quantized where only that tells it from the other."""
+        ours, theirs = ((each.quant.bits, each.quant.group_size) for each in (self, other))
+        if self.id != other.id or ours == theirs:
+            return self.id
+        return f"{self.id} in {self.quant.bits} bits and groups of {self.quant.group_size}"
 
     @classmethod
     def from_json(cls, block: Mapping[str, Any], what: str = "base") -> BaseFingerprint:
