@@ -34,6 +34,7 @@ Run = Callable[[TrainConfig, AddedBase], Path]
 PAD = 2
 PREFIX = {"num_virtual_tokens": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "galore": {"rank": 16},
     "qalora": {"r": 2},
     "prefix": PREFIX,
     "prompt_tuning": PREFIX,
