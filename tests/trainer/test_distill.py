@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from tests.tiny_models import AddedBase
 from tests.trainer.oracles import BATCH, LABELS, dense_model
 from tests.trainer.prompts import save_prompt
+from tests.trainer.results import resumed
 from weft_registry import artifact
 from weft_registry import digest as digests
 from weft_registry.errors import InvalidInputError, NotFoundError, WeftError
@@ -243,6 +245,26 @@ def test_the_same_base_teaches_when_it_wears_an_adapter(
     losses = {metric.name: float(metric.value) for metric in manifest.metrics}
     # It has seen no label, and comes nearer to them through the teacher alone.
     assert losses["loss"] < base_loss(deep_base, make_config, run)
+
+
+def test_a_run_does_not_go_on_with_another_teacher_in_the_same_place(
+    deep_base: AddedBase, make_config: Make, run: Run, tmp_path: Path
+) -> None:
+    place = tmp_path / "teacher"
+
+    def teach(steps: int) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        run(make_config(deep_base, "lora", {"r": 8}, steps=steps), deep_base).rename(place)
+
+    teach(3)
+    config = distilling(make_config(deep_base, "ia3", steps=4, save_every=2), f"{deep_base.name}+{place}")
+    run(config, deep_base)
+    shutil.copytree(place, tmp_path / "copy")
+    teach(2)
+    with pytest.raises(InvalidInputError, match=r"of another run: objective\.teacher changed"):
+        run(resumed(config), deep_base)
+    copy = distilling(config, f"{deep_base.name}+{tmp_path / 'copy'}")
+    run(resumed(copy), deep_base)
 
 
 def base_loss(base: AddedBase, make_config: Make, run: Run) -> float:
