@@ -19,12 +19,11 @@ def directory_of(text: str) -> Path | None:
 
     Raises `NotFoundError` for a path where no directory is, `InvalidInputError` for what is no reference either.
     """
-    # Unlike pathlib's, this leaves the home of somebody who is not known here as it is: there is no such directory.
-    directory = Path(os.path.expanduser(text))
+    if text.startswith((".", "/", "~")):
+        return directory_at(text)
+    directory = Path(text)
     if directory.is_dir():
         return directory
-    if text.startswith((".", "/", "~")):
-        raise NotFoundError(f"no artifact directory at {text}", reason="DIRECTORY_NOT_FOUND")
     try:
         Reference.parse(text)
     except InvalidInputError as error:
@@ -32,6 +31,15 @@ def directory_of(text: str) -> Path | None:
             f"no artifact directory is at {text}, and a published version's reference it is not: {error.message}"
         ) from error
     return None
+
+
+def directory_at(path: str) -> Path:
+    """The directory at a path, `~` written out. Raises `NotFoundError` where none is."""
+    # Unlike pathlib's, this leaves the home of somebody who is not known here as it is: there is no such directory.
+    directory = Path(os.path.expanduser(path))
+    if not directory.is_dir():
+        raise NotFoundError(f"no artifact directory at {path}", reason="DIRECTORY_NOT_FOUND")
+    return directory
 
 
 @contextmanager

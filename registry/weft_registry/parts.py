@@ -6,7 +6,6 @@ base is noticed before anything is computed with it.
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from weft_registry.errors import NotFoundError, PreconditionError
 from weft_registry.kinds import KIND_SCHEMAS, kind_schema
 from weft_registry.kinds.schema import CompositeSchema
 from weft_registry.manifest import Manifest
+from weft_registry.named import directory_at
 from weft_registry.reference import AdapterName, Reference
 
 
@@ -77,12 +77,7 @@ def in_directory(text: str) -> tuple[AdapterName, Path] | None:
     name, equals, path = text.partition("=")
     if not equals:
         return None
-    parsed = AdapterName.parse(name)
-    # Unlike pathlib's, this leaves the home of somebody who is not known here as it is: there is no such directory.
-    directory = Path(os.path.expanduser(path))
-    if not directory.is_dir():
-        raise NotFoundError(f"no artifact directory at {path}", reason="DIRECTORY_NOT_FOUND")
-    return parsed, directory
+    return AdapterName.parse(name), directory_at(path)
 
 
 def _yanked(part: str, whole: str, reason: str, digest: str, instead: str) -> PreconditionError:

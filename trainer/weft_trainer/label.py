@@ -114,8 +114,8 @@ def label(
     if artifact is None and merged:
         raise InvalidInputError("merged: the judge wears no artifact that could be merged")
     rows, reading = read_each(read_records(data), None, "pairs", read_candidates)
-    if reading.unused:
-        report.message(f"keys not used: {', '.join(f'{key} ({count:,} times)' for key, count in reading.unused)}")
+    if unused := reading.describe_unused():
+        report.message(unused)
     stored = open_base(base, home)
     room = Room.of(None if artifact is None else read_manifest(artifact), stored.spec)
     encoder = BaseTokenizer(stored.tokenizer_dir, stored.config.eos_token_ids)

@@ -25,7 +25,6 @@ from weft_registry.errors import PreconditionError, WeftError
 from weft_registry.home import Home
 from weft_trainer.config.run import TrainConfig
 from weft_trainer.progress import QuietReporter, Reporter, Task
-from weft_trainer.training import checkpoints
 from weft_trainer.training.interrupt import StopRequest, not_begun
 from weft_trainer.training.rank import Rank
 
@@ -69,7 +68,7 @@ def train_together(config: TrainConfig, report: Reporter, home: Home | None) -> 
                         worker.start()
                 if request.signal:
                     # Whoever was not there yet did not hear of it.
-                    raise not_begun(request.signal, _to_resume(config))
+                    raise not_begun(request.signal, config)
                 for _, sender in pipes:
                     sender.close()
                 _follow([receiver for receiver, _ in pipes], workers, report, config, request)
@@ -94,11 +93,6 @@ def _terminal_waits() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _to_resume(config: TrainConfig) -> Path | None:
-    """The checkpoint that the run would have gone on from."""
-    return checkpoints.newest(config.checkpoints) if config.training.resume else None
 
 
 def _follow(
@@ -152,7 +146,7 @@ def _said(open_ends: Iterable[Connection[Any, Any]]) -> WeftError | None:
 def _died(status: int | None, config: TrainConfig, request: StopRequest) -> PreconditionError:
     if request.signal and status == -signal.SIGTERM:
         # It was still importing what trains.
-        return not_begun(request.signal, _to_resume(config))
+        return not_begun(request.signal, config)
     return PreconditionError(
         f"a training process ended with status {status}; what it wrote to standard error says why. Status -9 is what "
         "a machine that runs out of memory does: lower training.devices or training.batch_size",

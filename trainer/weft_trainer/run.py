@@ -22,7 +22,6 @@ from weft_trainer.output.export import export
 from weft_trainer.output.model_output import write_model
 from weft_trainer.progress import Reporter
 from weft_trainer.setup import Setup, set_up
-from weft_trainer.training import checkpoints
 from weft_trainer.training.interrupt import Stopped, StopRequest, not_begun
 from weft_trainer.training.loop import Fitted, fit
 from weft_trainer.training.memory import explaining_out_of_memory
@@ -40,8 +39,7 @@ def run(
         try:
             return _run(config, report, home, rank, scratch, request)
         except Stopped:
-            checkpoint = checkpoints.newest(config.checkpoints) if config.training.resume else None
-            raise not_begun(request.signal, checkpoint) from None
+            raise not_begun(request.signal, config) from None
 
 
 def _nothing(_: str) -> None:

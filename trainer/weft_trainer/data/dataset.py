@@ -105,8 +105,8 @@ class Dataset:
             )
         if self.cut_texts:
             lines.append(f"{self.cut_texts:,} texts are several examples: over {over}")
-        if reading.unused:
-            lines.append(f"keys not used: {', '.join(f'{key} ({count:,} times)' for key, count in reading.unused)}")
+        if unused := reading.describe_unused():
+            lines.append(unused)
         return "\n  ".join(lines)
 
     def provenance(self) -> dict[str, Any]:

@@ -64,6 +64,11 @@ class Reading:
     unused: tuple[tuple[str, int], ...] = ()
     """Keys that no example was made of, and in how many records."""
 
+    def describe_unused(self) -> str:
+        """For people; empty where every key was used."""
+        keys = ", ".join(f"{key} ({count:,} times)" for key, count in self.unused)
+        return f"keys not used: {keys}" if keys else ""
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 from weft_registry.errors import PreconditionError
+from weft_trainer.config.run import TrainConfig
+from weft_trainer.training import checkpoints
 
 REASON = "INTERRUPTED"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -94,9 +96,10 @@ def interrupted(number: int, step: int, total: int, checkpoint: Path) -> Precond
     )
 
 
-def not_begun(number: int, checkpoint: Path | None) -> PreconditionError:
-    """The same, before the first step; `checkpoint` is what a run that resumes would have gone on from."""
+def not_begun(number: int, config: TrainConfig) -> PreconditionError:
+    """The same, before the first step; of a run that resumes, everything is in what it would have gone on from."""
     name = signal.Signals(number).name
+    checkpoint = checkpoints.newest(config.checkpoints) if config.training.resume else None
     if checkpoint is None:
         return PreconditionError(
             f"stopped by {name} before the first step: there is nothing to resume, start it again",
